@@ -1,0 +1,3 @@
+"""Stoker keeps small language models running."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Engines: planning, supervising and speaking to the processes that compute tokens."""

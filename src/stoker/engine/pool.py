@@ -1,0 +1,349 @@
+"""A model's engines behind one waiting line: at most `slots` requests are at an engine, the rest wait here.
+
+The line hands a freed slot to the next request in the same step of the event loop. A request whose engine dies before
+its first token goes back to the front of the line; one that has begun ends with an explicit error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from stoker.config import GenerationConfig, QueueConfig
+from stoker.engine import tools
+from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs
+from stoker.engine.process import Engine, EngineState
+from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
+from stoker.engine.wire import Capabilities, Dialect, compose
+from stoker.errors import DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
+from stoker.types import (
+    Chunk,
+    EmbeddingRequest,
+    GenerationRequest,
+    ModelIdentity,
+    Timings,
+    Usage,
+)
+
+ATTEMPTS = 5  # a request that saw so many engines die under it is likelier their cause than their victim
+AFFINITY_ENTRIES = 1024
+METER_SAMPLES = 8
+EMBEDDING_BATCH = 8  # inputs in one call, so that long lists show progress to the watchdog and yield to deadlines
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What a pool needs to know of its model: `slots` is for each engine, `context` tokens for each slot."""
+
+    identity: ModelIdentity
+    slots: int
+    context: int
+    dialect: Dialect
+    wire_model: str
+    tools: str
+    queue: QueueConfig
+    generation: GenerationConfig
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A slot that a request holds. `cost` and `since` feed the meter when it is given back."""
+
+    engine: Engine
+    ticket: Ticket
+    since: float
+
+
+class ModelPool:
+    """The engines of one model.
+
+    Args:
+        settings: the model's identity and bounds.
+        engines: makes the engines, given the function that they call when their state changes.
+    """
+
+    def __init__(self, settings: PoolSettings, engines: Callable[[Callable[[], None]], Sequence[Engine]]) -> None:
+        self.settings = settings
+        self.line = WaitingLine(settings.queue.max_requests, settings.queue.max_tokens)
+        self.meter = ServiceMeter()
+        self.refused = 0
+        self.engines = engines(self._on_change)
+        self._leases: dict[str, int] = {engine.name: 0 for engine in self.engines}
+        self._waiters: dict[Ticket, asyncio.Future[Lease]] = {}
+        self._affinity: OrderedDict[int, str] = OrderedDict()
+        self._changed = asyncio.Event()
+        self._owners: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._closed = False
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engines' owner tasks; `wait_ready` says when the first one can answer."""
+        self._owners = [asyncio.create_task(engine.run(), name=engine.name) for engine in self.engines]
+
+    async def wait_ready(self) -> None:
+        """Return when an engine is ready; EngineDied when all of them are given up."""
+        while not self.ready:
+            if self.failed:
+                raise EngineDied(f"model {self.settings.identity.name}: {self.trouble()}")
+            self._changed.clear()
+            await self._changed.wait()
+
+    def refuse_new(self) -> None:
+        """Begin to drain: whoever is in the line or at an engine finishes, nobody new is let in."""
+        self._draining = True
+
+    async def stop(self) -> None:
+        """End every engine and whoever still waits."""
+        self._draining = self._closed = True
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_exception(NotReady("the server is stopping", retry_after=5))
+        for engine in self.engines:
+            engine.stop()
+        await asyncio.gather(*self._owners)
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine can take requests now."""
+        return any(engine.state is EngineState.READY for engine in self.engines)
+
+    @property
+    def failed(self) -> bool:
+        """Whether every engine has been given up."""
+        return all(engine.state is EngineState.FAILED for engine in self.engines)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot."""
+        return sum(self._leases.values())
+
+    @property
+    def slots(self) -> int:
+        """Slots of the engines that are ready."""
+        return self.settings.slots * sum(engine.state is EngineState.READY for engine in self.engines)
+
+    def trouble(self) -> str:
+        """Why the model does not answer, in words."""
+        reasons = [f"{engine.name} {engine.state}: {engine.last_error or 'no reason known'}" for engine in self.engines]
+        return "; ".join(reasons)
+
+    # -- work ------------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest, timings: Timings) -> AsyncGenerator[Chunk]:
+        """Wait for a slot and yield the answer's chunks; closing the generator cancels the work and frees the slot.
+
+        Raises:
+            Overloaded: the line is full, or the deadline would pass in it.
+            NotReady: the model is down for good, or the server stops.
+            DeadlineExceeded, EngineDied, RequestError: as they say.
+        """
+        begun = False
+        ticket = Ticket(cost_of(request, self.settings), request.principal.tenant, request.priority)
+        arrived = time.monotonic()
+        key = affinity_key(request)
+        for attempt in count(1):
+            lease = await self._acquire(ticket, request.deadline, key)
+            timings.attempts += 1
+            timings.engine = lease.engine.name
+            if timings.queue_ms < 0:
+                timings.queue_ms = (time.monotonic() - arrived) * 1000
+            try:
+                async with contextlib.aclosing(self._run(lease, request)) as chunks:
+                    async for chunk in chunks:
+                        if not begun:
+                            begun = True
+                            timings.first_token_ms = (time.monotonic() - arrived) * 1000
+                        yield chunk
+                lease.engine.note_success()
+            except EngineDied as error:
+                lease.engine.note_broken()
+                self._explain_death(error, begun=begun, attempts=attempt)
+                continue
+            finally:
+                self._release(lease)
+            return
+
+    async def embed(self, request: EmbeddingRequest, timings: Timings) -> tuple[list[list[float]], Usage]:
+        """Vectors for every input, in order; raises as `generate` does."""
+        ticket = Ticket(cost_of_inputs(request.inputs), request.principal.tenant, request.priority)
+        arrived = time.monotonic()
+        for attempt in count(1):
+            lease = await self._acquire(ticket, request.deadline, None)
+            timings.attempts += 1
+            timings.engine = lease.engine.name
+            timings.queue_ms = (time.monotonic() - arrived) * 1000
+            try:
+                answer = await self._embed(lease, request)
+                lease.engine.note_success()
+            except EngineDied as error:
+                lease.engine.note_broken()
+                self._explain_death(error, begun=False, attempts=attempt)
+                continue
+            finally:
+                self._release(lease)
+            timings.first_token_ms = (time.monotonic() - arrived) * 1000
+            return answer
+        raise AssertionError  # the loop above has no end of its own
+
+    async def _run(self, lease: Lease, request: GenerationRequest) -> AsyncGenerator[Chunk]:
+        """One attempt: compose the call for this engine, stream it, read tool calls out of the text where needed."""
+        client = lease.engine.client
+        if client is None:
+            raise EngineDied("the engine is gone")
+        call = compose(request, self.capabilities(lease.engine), self.settings.generation, self.settings.wire_model)
+        async with contextlib.aclosing(client.stream(call, request.deadline)) as chunks:
+            if not call.parses_tools:
+                async for chunk in chunks:
+                    yield chunk
+                return
+            reader = tools.ToolStream(request.tool_use)
+            async for chunk in chunks:
+                for piece in reader.feed(chunk):
+                    yield piece
+
+    async def _embed(self, lease: Lease, request: EmbeddingRequest) -> tuple[list[list[float]], Usage]:
+        client = lease.engine.client
+        if client is None:
+            raise EngineDied("the engine is gone")
+        vectors: list[list[float]] = []
+        tokens = 0
+        for start in range(0, len(request.inputs), EMBEDDING_BATCH):
+            inputs = [
+                text if isinstance(text, str) else list(text) for text in request.inputs[start:][:EMBEDDING_BATCH]
+            ]
+            batch, usage = await client.embed(self.settings.wire_model, inputs, request.deadline)
+            if len(batch) != len(inputs):
+                raise EngineError(f"the engine gave {len(batch)} vectors for {len(inputs)} inputs")
+            vectors += batch
+            tokens += usage.prompt_tokens
+        return vectors, Usage(prompt_tokens=tokens)
+
+    def capabilities(self, engine: Engine) -> Capabilities:
+        """What this engine can do, from its own words and the configuration."""
+        mode = self.settings.tools
+        if self.settings.dialect == "llamacpp":
+            native = not tools.wants_emulation(engine.props.get("chat_template_caps") or {}, mode)
+        else:
+            native = mode != "emulated"
+        end = str(engine.props.get("eos_token") or "")
+        return Capabilities(self.settings.dialect, native_tools=native, context=self.settings.context, end=end)
+
+    def _explain_death(self, error: EngineDied, *, begun: bool, attempts: int) -> None:
+        """Raise what the caller must hear, or return when the request is to be tried again."""
+        if self._closed:
+            raise NotReady("the server stopped before the answer was complete", retry_after=5) from None
+        if begun:
+            raise EngineDied(f"the answer is incomplete: {error.message}; send the request again", retry_after=1)
+        if attempts >= ATTEMPTS:
+            raise EngineDied(f"{attempts} engines in a row died on this request; it is not tried again") from None
+
+    # -- slots -----------------------------------------------------------------------------------------------------
+
+    async def _acquire(self, ticket: Ticket, deadline: float, key: int | None) -> Lease:
+        """A slot, at once or after waiting in line until `deadline`."""
+        self._admit(ticket, deadline)
+        engine = self._choose(key) if ticket.served or not len(self.line) else None
+        if engine is not None:
+            return self._lease(engine, ticket)
+        self.line.push(ticket)
+        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiters[ticket] = waiter
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._release(waiter.result())  # granted in the very step in which the caller left or ran out of time
+            if isinstance(error, TimeoutError):
+                message = "the deadline passed while the request waited for a slot"
+                raise DeadlineExceeded(message, retry_after=1) from None
+            raise
+        finally:
+            self.line.remove(ticket)
+            self._waiters.pop(ticket, None)
+
+    def _admit(self, ticket: Ticket, deadline: float) -> None:
+        """Refuse what cannot be served: a full line, a hopeless deadline, a model that is down."""
+        if self.failed:
+            raise NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}")
+        if ticket.served:
+            return
+        if self._draining:
+            raise NotReady("the server is stopping; send the request to another replica", retry_after=5)
+        wait = self.expected_wait()
+        free = self.running < self.slots and not len(self.line)
+        if not free and not self.line.has_room(ticket.cost):
+            self.refused += 1
+            raise Overloaded(
+                f"{len(self.line)} requests (about {self.line.tokens} tokens) are waiting already; try again later",
+                retry_after=retry_after(wait),
+            )
+        if not free and self.meter.samples >= METER_SAMPLES and time.monotonic() + wait > deadline:
+            self.refused += 1
+            raise Overloaded(
+                f"the wait would be about {wait:.0f} s, longer than this request's deadline",
+                retry_after=retry_after(wait - (deadline - time.monotonic())),
+            )
+
+    def expected_wait(self) -> float:
+        """Seconds that a newcomer would wait, from the measured rate; 0 while that is unknown."""
+        hopeful = sum(engine.state is not EngineState.FAILED for engine in self.engines)  # a restart is soon over
+        return self.meter.wait(self.line.tokens, self.settings.slots * max(1, hopeful))
+
+    def _choose(self, key: int | None) -> Engine | None:
+        """The ready engine for a request: the one that last saw its prefix if that has a free slot, else the idlest."""
+        free = [
+            engine
+            for engine in self.engines
+            if engine.state is EngineState.READY and self._leases[engine.name] < self.settings.slots
+        ]
+        if not free:
+            return None
+        if key is None or len(self.engines) == 1:
+            return min(free, key=lambda engine: self._leases[engine.name])
+        home = self._affinity.get(key)
+        chosen = next((engine for engine in free if engine.name == home), None)
+        if chosen is None:
+            chosen = min(free, key=lambda engine: self._leases[engine.name])
+        self._affinity[key] = chosen.name
+        self._affinity.move_to_end(key)
+        if len(self._affinity) > AFFINITY_ENTRIES:
+            self._affinity.popitem(last=False)
+        return chosen
+
+    def _lease(self, engine: Engine, ticket: Ticket) -> Lease:
+        self._leases[engine.name] += 1
+        ticket.served = True
+        return Lease(engine, ticket, time.monotonic())
+
+    def _release(self, lease: Lease) -> None:
+        self._leases[lease.engine.name] -= 1
+        self.meter.note(lease.ticket.cost, time.monotonic() - lease.since)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give free slots to those who wait, in the line's order."""
+        while len(self.line):
+            engine = self._choose(None)
+            if engine is None:
+                return
+            ticket = self.line.pop()
+            waiter = self._waiters.get(ticket) if ticket else None
+            if ticket and waiter and not waiter.done():
+                waiter.set_result(self._lease(engine, ticket))
+
+    def _on_change(self) -> None:
+        """An engine changed its state: wake whoever may go on, and whoever cannot hope any more."""
+        self._changed.set()
+        if self.failed:
+            for waiter in self._waiters.values():
+                if not waiter.done():
+                    waiter.set_exception(NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}"))
+        self._dispatch()

@@ -1,0 +1,317 @@
+"""One engine child process and the single task that owns its life: start, ready, watch, restart, stop.
+
+Only the owner task (`EngineProcess.run`) starts or ends the child. Everybody else reads its state, which may be stale
+and therefore never gates anything that matters, or asks for a kill, which the owner's `wait` notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from stoker.config import RestartConfig
+from stoker.engine.client import EngineClient
+from stoker.errors import EngineDied, EngineError
+from stoker.observability.logging import get_logger
+
+READY_POLL_S = 0.02
+WATCH_INTERVAL_S = 0.5
+OBITUARY_WAIT_S = 0.2  # after a broken connection, for the news of the child's death to arrive
+SHORT_SPINS = {"GOMP_SPINCOUNT": "10000"}
+"""llama.cpp's threads wait for one another by spinning. On cores of their own that costs nothing; where something else
+wants a core, a thread that spins for long keeps the one that it waits for from running, and speed falls to a tenth."""
+STOP_GRACE_S = 3.0
+LOG_TAIL_LINES = 40
+LOG_LINE_BYTES = 2048
+SOCKET_NAME_BYTES = 15
+
+
+class EngineState(StrEnum):
+    """Where an engine process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    CHECKING = "checking"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Engine(ABC):
+    """What the pool needs of an engine, whether a child process or a server by URL.
+
+    Args:
+        name: shown in logs and health, for example `smollm2/0`.
+        on_change: called after each change of state, on the event loop.
+    """
+
+    def __init__(self, name: str, on_change: Callable[[], None]) -> None:
+        self.name = name
+        self.state = EngineState.STARTING
+        self.pid: int | None = None
+        self.restarts = 0
+        self.stalls = 0
+        self.load_seconds = 0.0
+        self.last_error: str | None = None
+        self.props: Mapping[str, Any] = {}
+        self.client: EngineClient | None = None
+        self._on_change = on_change
+        self._stopping = asyncio.Event()
+        self._log = get_logger("engine").bind(engine=name)
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Own the engine's life until `stop`."""
+
+    def stop(self) -> None:
+        """Ask the owner to end."""
+        self._stopping.set()
+
+    def note_success(self) -> None:  # noqa: B027 - by default there is nothing to forget
+        """A request was answered in full."""
+
+    @abstractmethod
+    def note_broken(self) -> None:
+        """A request's connection broke: no more requests until the engine is known to live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start an engine: `command` makes its argument list from the socket's path."""
+
+    command: Callable[[Path], Sequence[str]]
+    load_timeout: float
+    stall_timeout: float
+    restart: RestartConfig = field(default_factory=RestartConfig)
+
+
+def backoff(failures: int, restart: RestartConfig) -> float:
+    """Seconds to wait before the start that follows `failures` (>= 1) failures in a row; doubles up to the maximum."""
+    return float(min(restart.backoff_max, restart.backoff * 2 ** min(failures - 1, 32)))
+
+
+def socket_name(engine: str, incarnation: int) -> str:
+    """A file name of its own for each life of an engine, short because the whole path of a Unix socket has to be.
+
+    `SOCKET_NAME_BYTES` long, whatever the model is called (unix(7): 107 bytes for the path).
+    """
+    return f"{hashlib.blake2s(engine.encode(), digest_size=4).hexdigest()}{incarnation % 100:02}.sock"
+
+
+class EngineProcess(Engine):
+    """An engine child and its supervisor.
+
+    Args:
+        name: shown in logs and health, for example `smollm2/0`.
+        launch: the command and the times that bound its life.
+        sockets: an existing directory, private to this gateway, for the socket files.
+        on_change: called after each change of state, on the event loop.
+    """
+
+    def __init__(self, name: str, launch: Launch, sockets: Path, on_change: Callable[[], None]) -> None:
+        super().__init__(name, on_change)
+        self._launch = launch
+        self._sockets = sockets
+        self._incarnation = 0
+        self._failures = 0
+        self._suspected = asyncio.Event()
+        self._child: asyncio.subprocess.Process | None = None
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+
+    async def run(self) -> None:
+        """Own the child until `stop` is called or the engine is given up. Never raises for the child's faults."""
+        while not self._stopping.is_set():
+            try:
+                reason = await self._live_once()
+            except Exception as error:  # noqa: BLE001 - the owner must outlive every surprise, or nobody restarts the child
+                self._log.exception("engine supervision failed")
+                reason = f"supervision failed: {error!r}"
+            if self._stopping.is_set():
+                break
+            self._failures += 1
+            self.restarts += 1
+            self.last_error = reason
+            if self._failures >= self._launch.restart.give_up_after:
+                self._log.error("engine given up", reason=reason, failures=self._failures, log=list(self._tail)[-8:])
+                self._enter(EngineState.FAILED)
+                return
+            pause = backoff(self._failures, self._launch.restart)
+            self._log.warning("engine restarts", reason=reason, failures=self._failures, pause_s=round(pause, 2))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+        self._enter(EngineState.STOPPED)
+
+    def stop(self) -> None:
+        """Ask the owner to end the child; the `run` task finishes soon after."""
+        super().stop()
+        if self._child and self._child.stdin:
+            self._child.stdin.close()
+
+    def note_success(self) -> None:
+        """A request was answered in full: earlier failures are forgotten."""
+        self._failures = 0
+
+    def note_broken(self) -> None:
+        """A request's connection broke: the owner looks at once whether the child still lives."""
+        if self.state is EngineState.READY:
+            self.state = EngineState.CHECKING  # nobody is sent to a dying engine in the meantime
+        self._suspected.set()
+
+    async def _live_once(self) -> str:
+        """One incarnation, from start to end; returns why it ended."""
+        self._incarnation += 1
+        socket = self._sockets / socket_name(self.name, self._incarnation)
+        started = time.monotonic()
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *self._launch.command(socket),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**SHORT_SPINS, **os.environ},
+                start_new_session=True,  # Ctrl-C in a terminal must reach the gateway only
+            )
+        except OSError as error:
+            return f"cannot be started: {error}"
+        self._child, self.pid = child, child.pid
+        self.client = EngineClient.local(socket)
+        reader = asyncio.create_task(self._read_output(child))
+        try:
+            return await self._supervise(child, self.client, started)
+        finally:
+            client, self.client, self.pid = self.client, None, None
+            self._enter(EngineState.RESTARTING)
+            await self._end(child)
+            await asyncio.wait({reader}, timeout=OBITUARY_WAIT_S)
+            reader.cancel()  # somebody who left the child's group may hold its output open for ever
+            await client.close()
+            socket.unlink(missing_ok=True)
+
+    async def _supervise(self, child: asyncio.subprocess.Process, client: EngineClient, started: float) -> str:
+        """Wait for readiness, then for the end; returns the reason of the end."""
+        ended = asyncio.create_task(child.wait())
+        try:
+            problem = await self._await_ready(client, ended)
+            if problem:
+                return problem
+            self.load_seconds = time.monotonic() - started
+            self._log.info("engine ready", pid=child.pid, load_s=round(self.load_seconds, 2))
+            self._enter(EngineState.READY)
+            return await self._watch(client, ended)
+        finally:
+            ended.cancel()
+
+    async def _await_ready(self, client: EngineClient, ended: asyncio.Task[int]) -> str | None:
+        """Poll the child's health until it answers; returns a reason if it ends or takes too long."""
+        limit = time.monotonic() + self._launch.load_timeout
+        while time.monotonic() < limit and not self._stopping.is_set():
+            if ended.done():
+                return self._obituary(ended.result())
+            if await client.healthy():
+                with contextlib.suppress(EngineDied, EngineError):
+                    self.props = await client.props()
+                    return None
+            await asyncio.sleep(READY_POLL_S)
+        return f"not ready after {self._launch.load_timeout:.0f} s"
+
+    async def _watch(self, client: EngineClient, ended: asyncio.Task[int]) -> str:
+        """Wait for the child's end, a stall, or a request to stop."""
+        ready_at = time.monotonic()
+        stopping = asyncio.create_task(self._stopping.wait())
+        suspected = asyncio.create_task(self._suspected.wait())
+        try:
+            while True:
+                await asyncio.wait(
+                    {ended, stopping, suspected}, timeout=WATCH_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if suspected.done():
+                    await asyncio.wait({ended}, timeout=OBITUARY_WAIT_S)
+                    if not ended.done() and not await client.healthy():
+                        return "its connections broke and it does not answer, killed"
+                    self._suspected.clear()
+                    suspected = asyncio.create_task(self._suspected.wait())
+                    self._enter(EngineState.READY if not ended.done() else EngineState.RESTARTING)
+                if ended.done():
+                    return self._obituary(ended.result())
+                if stopping.done():
+                    return "stopped"
+                stall = await self._stall(client, {ended, stopping, suspected})
+                if stall:
+                    self.stalls += 1
+                    return stall
+                if time.monotonic() - ready_at > self._launch.restart.healthy_after:
+                    self._failures = 0
+        finally:
+            stopping.cancel()
+            suspected.cancel()
+
+    async def _stall(self, client: EngineClient, news: set[asyncio.Task[Any]]) -> str | None:
+        """Why the child counts as stuck, or None; in doubt it is asked, until its time is over or there is `news`."""
+        limit = self._launch.stall_timeout
+        if client.doubted or client.silence() > limit / 2:
+            probe = asyncio.create_task(client.computes(max(0.0, limit - client.silence())))
+            await asyncio.wait({probe, *news}, return_when=asyncio.FIRST_COMPLETED)
+            if not probe.done():
+                probe.cancel()
+                return None
+            if probe.result() is False:
+                return f"no sign of life for {limit:g} s, killed"
+        silence = client.silence()
+        return f"busy but silent for {silence:.1f} s, killed" if silence > limit else None
+
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
+        """Make sure that the child and its own children are gone: politely when stopping, at once otherwise."""
+        if child.stdin:
+            child.stdin.close()
+        if self._stopping.is_set() and child.returncode is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), STOP_GRACE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the child leads a group of its own; a wrapper's children are in it
+        await child.wait()
+
+    async def _read_output(self, child: asyncio.subprocess.Process) -> None:
+        """Follow the child's log: keep the tail for obituaries, pass lines on at debug level."""
+        stream = child.stdout
+        if stream is None:
+            return
+        rest = b""
+        while data := await stream.read(16384):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._note_line(line)
+            rest = rest[-LOG_LINE_BYTES:]
+        if rest:
+            self._note_line(rest)
+
+    def _note_line(self, line: bytes) -> None:
+        text = line[:LOG_LINE_BYTES].decode("utf-8", "replace").rstrip()
+        if text:
+            self._tail.append(text)
+            self._log.debug("engine output", line=text)
+
+    def _obituary(self, code: int) -> str:
+        """Why the child ended, in words, with its own last words."""
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(-code).name
+                hint = " (the kernel's out-of-memory killer sends this too)" if name == "SIGKILL" else ""
+                return f"killed by {name}{hint}"
+        said = next((line for line in reversed(self._tail) if "error" in line.lower()), None)
+        last = said or (self._tail[-1] if self._tail else "it said nothing")
+        return f"exited with status {code}: {last}"
+
+    def _enter(self, state: EngineState) -> None:
+        self.state = state
+        self._on_change()

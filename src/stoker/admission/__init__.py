@@ -1,0 +1,1 @@
+"""Who asks, how often, for what, and is it an attack: everything that can refuse a request before it costs a slot."""

@@ -1,0 +1,190 @@
+"""The wire forms of answers, for the OpenAPI document. Answers themselves are written as bytes, by `render`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class TokenDetails(BaseModel):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens that the request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: TokenDetails | None = None
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer to a conversation."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: Finish
+
+
+class ChatCompletion(BaseModel):
+    """Answer of /v1/chat/completions without `stream`; with it, server-sent events `chat.completion.chunk`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextChoice(BaseModel):
+    """The continuation of one prompt."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: Finish
+
+
+class TextCompletion(BaseModel):
+    """Answer of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class Embedding(BaseModel):
+    """One vector: numbers, or base64 of little-endian 32-bit floats."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens that the inputs had."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """Answer of /v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class Model(BaseModel):
+    """A served model; `digest` is the SHA-256 of its file."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    version: str
+    digest: str
+
+
+class ModelList(BaseModel):
+    """Answer of /v1/models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class QueryTimings(BaseModel):
+    """Milliseconds: waiting for a slot, until the first token, in all."""
+
+    queue_ms: float
+    first_token_ms: float
+    total_ms: float
+
+
+class QueryRoute(BaseModel):
+    """Which model answered, and why that one."""
+
+    model: str | None
+    reason: str
+
+
+class QueryAnswer(BaseModel):
+    """Answer of /query."""
+
+    id: str
+    model: str
+    text: str
+    finish_reason: Finish
+    usage: Usage
+    cache: Literal["hit", "miss", "joined", "bypass"]
+    route: QueryRoute
+    timings: QueryTimings
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: `code` is for programs, `message` for people, `param` names the field at fault."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    """OpenAI's error envelope, under /v1."""
+
+    error: ErrorDetail
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem, everywhere else."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    param: str | None = None
+
+
+class ProbeAnswer(BaseModel):
+    """What a probe said: `status` is `ok` or `fail`, with a reason when it failed."""
+
+    status: Literal["ok", "fail"]
+    reason: str | None = None
+
+
+class HealthReport(BaseModel):
+    """The full report of /health."""
+
+    status: Literal["ok", "warn", "fail"]
+    version: str
+    uptime_s: float
+    checks: list[dict[str, Any]]
+    models: list[dict[str, Any]]
+    process: dict[str, Any]

@@ -1,0 +1,57 @@
+"""The web application: middleware and routes, in the order in which a request meets them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stoker import __version__
+from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
+from stoker.http import docs, envelope, openai, operations, query
+from stoker.http.gateway import Gateway
+from stoker.http.middleware import Errors, RequestId
+from stoker.http.parse import Reader
+from stoker.service import Service
+
+
+def build(service: Service) -> FastAPI:
+    """The application in front of a service."""
+    app: FastAPI = FastAPIOffline(
+        title="Stoker",
+        version=__version__,
+        description="A small language model behind a reliable API: OpenAI's under /v1, and /query, the simple one.",
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
+        static_url="/docs/static",
+    )
+    gateway = Gateway(service.settings, service.pipeline, Reader(service.settings))
+    app.include_router(query.router(gateway))
+    app.include_router(openai.router(gateway))
+    app.include_router(operations.router(service))
+    app.add_exception_handler(HTTPException, _http_exception)
+    docs.install(app)
+    # The last one added is the first that a request meets.
+    app.add_middleware(Errors)
+    app.add_middleware(RequestId)
+    return app
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """The router's own refusals, in the envelope of the path."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    wrapped = _wrap(status, request)
+    body, kind = envelope.for_path(request.url.path, wrapped)
+    return Response(body, wrapped.status, headers, media_type=kind.decode())
+
+
+def _wrap(status: int, request: Request) -> StokerError:
+    path = request.url.path[:200]
+    if status == 404:  # noqa: PLR2004 - HTTP Not Found
+        return NotFound(f"there is nothing at {path}; /docs lists what there is")
+    if status == 405:  # noqa: PLR2004 - HTTP Method Not Allowed
+        return MethodNotAllowed(f"{request.method} is not offered at {path}; /docs lists what is")
+    return RequestError(f"the request cannot be served (status {status})")

@@ -1,0 +1,67 @@
+"""What routes share: the pipeline, the reader of wire forms, and who is asking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from stoker.config import Settings
+from stoker.http.middleware import ClientGone, bounded_body
+from stoker.http.parse import Reader
+from stoker.observability.record import Record
+from stoker.pipeline import Pipeline
+from stoker.types import Principal
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The running service as routes see it."""
+
+    settings: Settings
+    pipeline: Pipeline
+    reader: Reader
+
+    async def body(self, request: Request) -> bytes:
+        """The request's body, bounded in size and time."""
+        return await bounded_body(request, self.settings.limits.body_bytes, self.settings.timeouts.body)
+
+    def principal(self, request: Request) -> Principal:
+        """Who asks."""
+        return Principal(address=request.client.host if request.client else "")
+
+    def record(self, request: Request) -> Record:
+        """A fresh record of this request; whoever takes it writes it."""
+        request.state.recorded = True
+        return Record(
+            id=request.state.request_id,
+            route=request.url.path,
+            address=request.client.host if request.client else "",
+        )
+
+    async def until_disconnect(self, request: Request, work: Coroutine[Any, Any, Result], record: Record) -> Result:
+        """The result of `work`, which is cancelled when the client leaves."""
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            record.disconnected = True
+            raise ClientGone("the client closed the connection")
+        finally:
+            for pending in (task, leaving):
+                pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

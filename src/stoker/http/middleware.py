@@ -1,0 +1,159 @@
+"""What surrounds every route, as pure ASGI: request ids, the last word on errors, and bounded bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stoker.errors import PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
+from stoker.http.envelope import for_path, retry_headers
+from stoker.observability.logging import get_logger
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID_HEADER = "x-request-id"
+_log = get_logger("http")
+
+
+class ClientGone(StokerError):
+    """The client left before its answer; nobody reads this error (499 is nginx's status for it)."""
+
+    status = 499
+    code = "client_closed_request"
+
+
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class RequestId:
+    """Gives every response an `X-Request-Id`; a caller's own is kept when it is sane."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tag the scope and the response."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, tagged)
+
+
+class Errors:
+    """Renders every error that leaves a route: ours with their status, all others as a logged 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application and answer for what it raises."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientGone:
+            return  # there is nobody to answer
+        except StokerError as error:
+            if not _state(scope).get("recorded"):
+                _log_refusal(scope, error)
+            if begun:
+                raise
+            await respond(scope, send, error)
+        except Exception:
+            request_id = _state(scope).get("request_id")
+            _log.exception("unexpected error", request_id=request_id, path=scope["path"])
+            if begun:
+                raise
+            await respond(scope, send, StokerError(f"an unexpected error; it is logged under request id {request_id}"))
+
+
+def _log_refusal(scope: Scope, error: StokerError) -> None:
+    """The line of a request that never came so far as to have a record."""
+    peer = scope.get("client") or ("",)
+    _log.info(
+        "refused",
+        request_id=_state(scope).get("request_id"),
+        route=scope["path"][:200],
+        address=peer[0],
+        status=error.status,
+        error=error.code,
+        detail=error.message[:200],
+    )
+
+
+async def respond(scope: Scope, send: Send, error: StokerError) -> None:
+    """Send an error in the envelope that its path has."""
+    body, kind = for_path(scope["path"], error)
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *retry_headers(error)]
+    if isinstance(error, (PayloadTooLarge, BodyTimeout)):
+        headers.append((b"connection", b"close"))  # what is left of the body will not be read
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def bounded_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The request's body.
+
+    Args:
+        request: with an unread body.
+        limit: most bytes that are taken.
+        seconds: time in which it must arrive.
+
+    Raises:
+        PayloadTooLarge: by its announced or its real length.
+        UnsupportedMediaType: it is compressed, which would get round the limit.
+        BodyTimeout: it came too slowly.
+        ClientGone: the client left before its end.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise UnsupportedMediaType(f"content-encoding {encoding[:64]!r}: send the body as it is, uncompressed")
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise PayloadTooLarge(f"the body has {announced} bytes, and this server takes at most {limit}")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise PayloadTooLarge(f"the body is longer than the {limit} bytes that this server takes")
+                parts.append(part)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
+    except ClientDisconnect:
+        raise ClientGone("the client closed the connection before its request was complete") from None
+    return b"".join(parts)
+
+
+def _state(scope: Scope) -> MutableMapping[str, Any]:
+    state: MutableMapping[str, Any] = scope.setdefault("state", {})
+    return state

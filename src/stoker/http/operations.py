@@ -1,0 +1,55 @@
+"""Health and probes, for people, load balancers and Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from stoker.health import Level
+from stoker.http import answers
+from stoker.service import Service
+
+Responses = dict[int | str, dict[str, Any]]
+_PROBES: Responses = {200: {"model": answers.ProbeAnswer}, 503: {"model": answers.ProbeAnswer, "description": "No"}}
+_REPORT: Responses = {200: {"model": answers.HealthReport}, 503: {"model": answers.HealthReport, "description": "No"}}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes /health and below. They never wait for an engine."""
+    routes = APIRouter(tags=["Operations"])
+
+    @routes.head("/health", include_in_schema=False)  # some monitors ask without wanting the body
+    @routes.get("/health", summary="Full health report", responses=_REPORT)
+    async def health() -> Response:
+        report = service.report()
+        return _json(report, 503 if report["status"] == "fail" else 200)
+
+    @routes.head("/health/live", include_in_schema=False)
+    @routes.get("/health/live", summary="Is the process alive?", responses=_PROBES)
+    async def live() -> Response:
+        return _probe(service.health.failures(Level.LIVE))
+
+    @routes.head("/health/ready", include_in_schema=False)
+    @routes.get("/health/ready", summary="Can it take requests?", responses=_PROBES)
+    async def ready() -> Response:
+        return _probe(service.health.failures(Level.READY))
+
+    @routes.head("/health/startup", include_in_schema=False)
+    @routes.get("/health/startup", summary="Has it started?", responses=_PROBES)
+    async def startup() -> Response:
+        return _probe(service.health.failures(Level.STARTUP))
+
+    return routes
+
+
+def _probe(failures: list[str]) -> Response:
+    if failures:
+        return _json({"status": "fail", "reason": "; ".join(failures)}, 503)
+    return _json({"status": "ok"}, 200)
+
+
+def _json(document: Any, status: int) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")

@@ -1,0 +1,162 @@
+"""An answer on its way to the client, streamed or whole, as a raw ASGI response.
+
+It watches for the client's leaving from the first moment, which a relay does not notice by itself, and cancels the
+generation then. The status line waits for the first chunk, so that an early failure still gets its proper status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stoker.errors import EngineError, StokerError
+from stoker.http.envelope import retry_headers
+from stoker.http.render import Answer, Renderer
+from stoker.observability.logging import get_logger
+from stoker.observability.record import Record
+from stoker.pipeline import Pipeline
+from stoker.types import Chunk, GenerationRequest
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+_log = get_logger("http")
+
+
+class Reply(Response):
+    """Runs requests through the pipeline and sends what comes.
+
+    Args:
+        pipeline: where the answers come from.
+        requests: one, or several prompts of one call.
+        renderer: how the route shows answers.
+        record: the request's log record; written when the reply ends.
+        stream: whether to send events or one body.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        requests: Sequence[GenerationRequest],
+        renderer: Renderer,
+        record: Record,
+        *,
+        stream: bool,
+    ) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self._requests = requests
+        self._renderer = renderer
+        self._record = record
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the reply; returns early, without an exception, when the client leaves."""
+        watcher = asyncio.create_task(self._watch(receive, asyncio.current_task()))
+        try:
+            if self._stream:
+                await self._send_stream(send)
+            else:
+                await self._send_whole(send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._record.disconnected or task is None:
+                raise
+            task.uncancel()  # the cancellation was ours, and it has done its work
+        finally:
+            watcher.cancel()
+            self._record.close()
+
+    async def _watch(self, receive: Receive, task: asyncio.Task[None] | None) -> None:
+        """Cancel the reply when the client leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if task is not None:
+            self._record.disconnected = True
+            task.cancel()
+
+    async def _send_stream(self, send: Send) -> None:
+        begun = False
+        try:
+            async with contextlib.aclosing(self._chunks()) as chunks:
+                async for index, chunk in chunks:
+                    if not begun:
+                        begun = True
+                        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                        opening = self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
+                        await _body(send, opening, more=True)
+                    elif event := self._renderer.event(index, chunk):
+                        await _body(send, event, more=True)
+            if not begun:
+                raise EngineError("the engine ended without an answer", retry_after=1)
+            await _body(send, self._renderer.end(self._record.usage), more=False)
+        except StokerError as error:
+            if begun:
+                self._record.error = error
+                _log.warning("stream broken", request_id=self._record.id, error=error.code, detail=error.message)
+                await _body(send, self._renderer.broken(error), more=False)
+            else:
+                await self._refuse(send, error)
+
+    async def _send_whole(self, send: Send) -> None:
+        try:
+            answers = await self._collect_all()
+        except StokerError as error:
+            await self._refuse(send, error)
+            return
+        body = self._renderer.whole(self._record.served(), answers, self._record.usage)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await _body(send, body, more=False)
+
+    async def _collect_all(self) -> Sequence[Answer]:
+        """The answers, in order; no more prompts at once than an engine has slots, so that one call fills no line.
+
+        The first prompt that fails ends the others.
+        """
+        if len(self._requests) == 1:
+            return [await self._collect(self._requests[0])]
+        places = asyncio.Semaphore(self._pipeline.find(self._requests[0].model).settings.slots)
+
+        async def in_turn(request: GenerationRequest) -> Answer:
+            async with places:
+                return await self._collect(request)
+
+        tasks = [asyncio.create_task(in_turn(request)) for request in self._requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _collect(self, request: GenerationRequest) -> Answer:
+        answer = Answer()
+        async with contextlib.aclosing(self._pipeline.generate(request, self._record)) as chunks:
+            async for chunk in chunks:
+                answer.add(chunk)
+        return answer
+
+    async def _chunks(self) -> AsyncGenerator[tuple[int, Chunk]]:
+        for index, request in enumerate(self._requests):
+            async with contextlib.aclosing(self._pipeline.generate(request, self._record)) as chunks:
+                async for chunk in chunks:
+                    yield index, chunk
+
+    async def _refuse(self, send: Send, error: StokerError) -> None:
+        """An error before the first byte: its own status, in the route's envelope."""
+        self._record.error, self._record.status = error, error.status
+        body, kind = self._renderer.refusal(error)
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *retry_headers(error)]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await _body(send, body, more=False)
+
+
+async def _body(send: Send, body: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})

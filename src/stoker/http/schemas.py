@@ -1,0 +1,199 @@
+"""The wire forms of requests: what OpenAI's clients and `/query` send. Types and shapes only; limits are admission's.
+
+Source: https://platform.openai.com/docs/api-reference (chat, completions, embeddings), with llama.cpp's extra sampling
+parameters. Unknown fields are ignored on /v1, as other servers of open models do, and refused on /query, which is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Wire(BaseModel):
+    """Base of the wire forms: JSON types are not converted into one another; NaN and infinity are refused."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class TextPart(Wire):
+    """A part of a message. Only text can be read by the models served here."""
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(Wire):
+    """The function in an earlier tool call; `arguments` is JSON text."""
+
+    name: ToolName
+    arguments: str = "{}"
+
+
+class ToolCall(Wire):
+    """A tool call that the assistant made earlier in the conversation."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Wire):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionDefinition(Wire):
+    """What the model is told of a function; `parameters` is a JSON Schema of its arguments."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    """A function the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Wire):
+    """A function by its name."""
+
+    name: ToolName
+
+
+class NamedTool(Wire):
+    """The one function the model must call."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class JsonSchemaSpec(Wire):
+    """A JSON Schema that the answer must satisfy."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True, use_attribute_docstrings=True)
+
+    name: str = "response"
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormatSpec(Wire):
+    """The shape of the answer: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaSpec | None = None
+    plain_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """llama.cpp's short form, beside `json_object`."""
+
+
+class StreamOptions(Wire):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+    """End the stream with a chunk that has the token counts."""
+
+
+class SamplingFields(Wire):
+    """How tokens are drawn; common to chat and completions."""
+
+    model: str | None = None
+    """Name of a served model; none, or `default`, is the configured default."""
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    min_p: Probability | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    seed: Seed | None = None
+    stop: StopString | list[StopString] | None = None
+    logit_bias: dict[TokenKey, Bias] | None = None
+    n: Literal[1] | None = None
+    """Answers to one prompt; only 1 is offered."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    timeout: Seconds | None = None
+    """Seconds after which the answer is of no use; the header `X-Request-Timeout` says the same."""
+
+
+class ChatRequest(SamplingFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormatSpec | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    functions: None = None
+    """Replaced by `tools` in OpenAI's API; not offered."""
+
+
+class CompletionRequest(SamplingFields):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+
+class EmbeddingsRequest(Wire):
+    """Body of POST /v1/embeddings."""
+
+    model: str | None = None
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    timeout: Seconds | None = None
+
+
+class QueryRequest(BaseModel):
+    """Body of POST /query, the simple way to ask."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    text: Annotated[str, StringConstraints(min_length=1)]
+    """What to ask."""
+    system: str | None = None
+    """Instructions that stand before the question."""
+    model: str | None = None
+    max_tokens: Tokens = 256
+    """Longest answer in tokens; small models at temperature 0 may repeat themselves up to it."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Probability | None = None
+    stop: StopString | list[StopString] | None = None
+    seed: Seed | None = None
+    stream: bool = False
+    cache: bool | None = None
+    """Whether a stored answer will do."""
+    timeout: Seconds | None = None

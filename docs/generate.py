@@ -1,0 +1,147 @@
+"""Writes the parts of this directory that follow from the code: the table of settings, and their JSON Schema.
+
+`python docs/generate.py` writes them; with `--check` it changes nothing, names what is stale and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from stoker.cli.main import app
+from stoker.config import ENV_PREFIX
+
+HERE = Path(__file__).resolve().parent
+BEGIN = "<!-- settings: written by docs/generate.py -->"
+END = "<!-- /settings -->"
+UNITS = {
+    "plan.batch": "tokens",
+    "plan.context": "tokens",
+    "queue.max_requests": "requests",
+    "queue.max_tokens": "tokens",
+    "limits.nesting": "levels",
+    "limits.characters": "characters",
+    "generation.max_tokens": "tokens",
+    "generation.json_string_chars": "characters",
+    "restart.backoff": "s",
+    "restart.backoff_max": "s",
+    "restart.healthy_after": "s",
+}
+"""Units that neither a key's name nor its group tells."""
+COMPUTED_DEFAULTS = {"data_dir": "`~/.local/share/stoker`"}
+
+Schema = Mapping[str, Any]
+
+
+def schema_text() -> str:
+    """The JSON Schema as `stoker config schema` prints it; RuntimeError when that fails."""
+    result = CliRunner().invoke(app, ["config", "schema"])
+    if result.exit_code:
+        raise RuntimeError(f"stoker config schema failed: {result.output}")
+    return result.stdout
+
+
+def settings_tables(schema: Schema) -> str:
+    """Markdown tables of every key of the settings, one for each group, as `schema` describes them."""
+    groups = {name: group for name, spec in schema["properties"].items() if (group := _group(spec, schema)) is not None}
+    plain = ((name, spec) for name, spec in schema["properties"].items() if name not in groups)
+    parts = ["### At the top", "", *_table("", plain, schema)]
+    for name, group in groups.items():
+        title = f"{name}[]" if schema["properties"][name].get("type") == "array" else name
+        parts += ["", f"### `{title}`", "", group["description"], ""]
+        parts += _table(title, group["properties"].items(), schema)
+    return "\n".join(parts)
+
+
+def page_with(tables: str, page: str) -> str:
+    """The page with `tables` between its marks; ValueError when it has none."""
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}"
+
+
+def _group(spec: Schema, schema: Schema) -> Schema | None:
+    """The group that a key holds, or a list of; None for a key that is no group."""
+    reference = (spec["items"] if spec.get("type") == "array" else spec).get("$ref")
+    if reference is None:
+        return None
+    found: Schema = schema["$defs"][reference.rsplit("/", 1)[1]]
+    return found if "properties" in found else None
+
+
+def _table(prefix: str, keys: Iterable[tuple[str, Schema]], schema: Schema) -> Iterator[str]:
+    yield "| Key | Type | Default | Unit | What it is |"
+    yield "|---|---|---|---|---|"
+    for key, spec in keys:
+        name = f"{prefix}.{key}" if prefix else key
+        group = _group(spec, schema)
+        kind = f"as [`{key}`](#{key})" if group else _type(spec)
+        text = spec.get("description", "").replace("|", "\\|")
+        yield f"| `{key}` | {kind} | {_default(name, spec, group)} | {_unit(name)} | {text} |"
+
+
+def _type(spec: Schema) -> str:
+    """A key's type and bounds in words."""
+    kinds = [part for part in spec.get("anyOf", [spec]) if part.get("type") != "null"]
+    return " or ".join(map(_one_type, kinds))
+
+
+def _one_type(spec: Schema) -> str:
+    if "enum" in spec:
+        return ", ".join(f"`{value}`" for value in spec["enum"])
+    if spec["type"] == "array":
+        return f"list of {_one_type(spec['items'])}s"
+    name = str({"path": "path", "password": "secret"}.get(spec.get("format", ""), spec["type"]))
+    low, high = spec.get("minimum"), spec.get("maximum")
+    if "exclusiveMinimum" in spec:
+        return f"{name} > {spec['exclusiveMinimum']:g}"
+    if low is not None and high is not None:
+        return f"{name} {low:g}..{high:g}"
+    return name if low is None else f"{name} >= {low:g}"
+
+
+def _default(name: str, spec: Schema, group: object) -> str:
+    if name in COMPUTED_DEFAULTS:
+        return COMPUTED_DEFAULTS[name]
+    if group or spec.get("default", ...) in (None, [], {}):
+        return ""
+    return f"`{json.dumps(spec['default'])}`" if "default" in spec else "required"
+
+
+def _unit(name: str) -> str:
+    if name in UNITS:
+        return UNITS[name]
+    if name.startswith("timeouts."):
+        return "s"
+    return next((unit for end, unit in (("_mib", "MiB"), ("_bytes", "bytes")) if name.endswith(end)), "")
+
+
+def main() -> int:
+    """Write or check; 1 when a check finds something stale."""
+    parser = argparse.ArgumentParser(description=f"Table and schema of the settings ({ENV_PREFIX}... and stoker.yaml).")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 when something is stale")
+    check = parser.parse_args().check
+    text = schema_text()
+    page = HERE / "configuration.md"
+    wanted = {
+        page: page_with(settings_tables(json.loads(text)), page.read_text(encoding="utf-8")),
+        HERE / "stoker.schema.json": text,
+    }
+    stale = {path: new for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new}
+    for path, new in stale.items():
+        if not check:
+            path.write_text(new, encoding="utf-8")
+        sys.stdout.write(f"{path.name}: {'is stale; run python docs/generate.py' if check else 'written'}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -29,6 +29,11 @@ UNITS = {
     "limits.characters": "characters",
     "generation.max_tokens": "tokens",
     "generation.json_string_chars": "characters",
+    "keys[].rate.window": "s",
+    "guard.characters": "characters",
+    "store.timeout": "s",
+    "cache.ttl": "s",
+    "routing.sticky": "s",
     "restart.backoff": "s",
     "restart.backoff_max": "s",
     "restart.healthy_after": "s",
@@ -48,15 +53,28 @@ def schema_text() -> str:
 
 
 def settings_tables(schema: Schema) -> str:
-    """Markdown tables of every key of the settings, one for each group, as `schema` describes them."""
-    groups = {name: group for name, spec in schema["properties"].items() if (group := _group(spec, schema)) is not None}
-    plain = ((name, spec) for name, spec in schema["properties"].items() if name not in groups)
-    parts = ["### At the top", "", *_table("", plain, schema)]
-    for name, group in groups.items():
-        title = f"{name}[]" if schema["properties"][name].get("type") == "array" else name
+    """Markdown tables of every key of the settings, one for each kind of group, as `schema` describes them."""
+    places = dict(_places("", schema, schema, {}))
+    plain = [(name, spec) for name, spec in schema["properties"].items() if not _group_name(spec)]
+    parts = ["### At the top", "", *_table("", plain, schema, places)]
+    for kind, title in places.items():
+        group = schema["$defs"][kind]
         parts += ["", f"### `{title}`", "", group["description"], ""]
-        parts += _table(title, group["properties"].items(), schema)
+        parts += _table(title, group["properties"].items(), schema, places)
     return "\n".join(parts)
+
+
+def _places(prefix: str, group: Schema, schema: Schema, seen: dict[str, str]) -> dict[str, str]:
+    """Where each kind of group stands first, from the top down."""
+    inside = []
+    for name, spec in group["properties"].items():
+        kind = _group_name(spec)
+        if kind and kind not in seen:
+            seen[kind] = f"{prefix}{name}" + ("[]" if spec.get("type") == "array" else "")
+            inside.append(kind)
+    for kind in inside:
+        _places(f"{seen[kind]}.", schema["$defs"][kind], schema, seen)
+    return seen
 
 
 def page_with(tables: str, page: str) -> str:
@@ -68,24 +86,28 @@ def page_with(tables: str, page: str) -> str:
     return f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}"
 
 
-def _group(spec: Schema, schema: Schema) -> Schema | None:
-    """The group that a key holds, or a list of; None for a key that is no group."""
-    reference = (spec["items"] if spec.get("type") == "array" else spec).get("$ref")
-    if reference is None:
-        return None
-    found: Schema = schema["$defs"][reference.rsplit("/", 1)[1]]
-    return found if "properties" in found else None
+def _group_name(spec: Schema) -> str | None:
+    """The kind of group that a key holds, or a list of; None for a key that is no group."""
+    options = [spec["items"]] if spec.get("type") == "array" else spec.get("anyOf", [spec])
+    reference = next((option["$ref"] for option in options if "$ref" in option), None)
+    return None if reference is None else str(reference).rsplit("/", 1)[1]
 
 
-def _table(prefix: str, keys: Iterable[tuple[str, Schema]], schema: Schema) -> Iterator[str]:
+def _table(prefix: str, keys: Iterable[tuple[str, Schema]], schema: Schema, places: Mapping[str, str]) -> Iterator[str]:
     yield "| Key | Type | Default | Unit | What it is |"
     yield "|---|---|---|---|---|"
     for key, spec in keys:
         name = f"{prefix}.{key}" if prefix else key
-        group = _group(spec, schema)
-        kind = f"as [`{key}`](#{key})" if group else _type(spec)
-        text = spec.get("description", "").replace("|", "\\|")
-        yield f"| `{key}` | {kind} | {_default(name, spec, group)} | {_unit(name)} | {text} |"
+        kind = _group_name(spec)
+        link = f"as [`{places[kind]}`](#{_anchor(places[kind])})" if kind else _type(spec)
+        text = spec.get("description") or schema["$defs"].get(kind, {}).get("description", "")
+        text = text.replace("\n", " ").replace("|", "\\|")
+        yield f"| `{key}` | {link} | {_default(name, spec, kind)} | {_unit(name)} | {text} |"
+
+
+def _anchor(title: str) -> str:
+    """The link target that renderers of Markdown make of a heading."""
+    return title.replace(".", "").replace("[]", "")
 
 
 def _type(spec: Schema) -> str:
@@ -97,7 +119,7 @@ def _type(spec: Schema) -> str:
 def _one_type(spec: Schema) -> str:
     if "enum" in spec:
         return ", ".join(f"`{value}`" for value in spec["enum"])
-    if spec["type"] == "array":
+    if spec.get("type") == "array":
         return f"list of {_one_type(spec['items'])}s"
     name = str({"path": "path", "password": "secret"}.get(spec.get("format", ""), spec["type"]))
     low, high = spec.get("minimum"), spec.get("maximum")
@@ -121,7 +143,9 @@ def _unit(name: str) -> str:
         return UNITS[name]
     if name.startswith("timeouts."):
         return "s"
-    return next((unit for end, unit in (("_mib", "MiB"), ("_bytes", "bytes")) if name.endswith(end)), "")
+    return next(
+        (unit for end, unit in (("_mib", "MiB"), ("_kib", "KiB"), ("_bytes", "bytes")) if name.endswith(end)), ""
+    )
 
 
 def main() -> int:

@@ -49,6 +49,9 @@ def test_flags_beat_environment_beats_file_beats_default(monkeypatch: pytest.Mon
         ({"models": [{"name": "a/b", "source": "x"}]}, ["models[0].name", "'a/b'"]),
         ({"default_model": "x"}, ["default_model", "'x'"]),
         ({"models": [{"name": "a", "source": "x", "plan": {"slots": 0}}]}, ["models[0].plan.slots = 0"]),
+        ({"keys": [{"name": "a", "hash": "sha256:" + 64 * "0", "scope": 1}]}, ["keys[0].scope", "unknown", "scopes"]),
+        ({"keys": [{"name": "a", "hash": "my-secret"}]}, ["keys[0].hash", "sha256"]),
+        ({"routing": {"experts": [{"name": "a"}]}}, ["routing.experts[0].model"]),
         ([1], ["key: value"]),
     ],
 )

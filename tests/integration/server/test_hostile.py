@@ -129,6 +129,7 @@ def test_a_slow_sender_disturbs_nobody(stoker: Stoker) -> None:
             idler.close()
 
 
+@pytest.mark.timeout(600)  # some 150 requests with answers by the real engine
 def test_schemathesis_finds_no_server_error(stoker: Stoker) -> None:
     """Generated requests for every route of the published document, against the real engine."""
     document = httpx.get(f"{stoker.url}/openapi.json").json()

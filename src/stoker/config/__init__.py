@@ -1,0 +1,64 @@
+"""Frozen settings, grouped by concern; the only reader of configuration files and environment variables.
+
+Precedence, lowest first: defaults, `stoker.yaml`, environment (`STOKER_...`, nested keys joined by two underscores:
+`STOKER_QUEUE__MAX_REQUESTS`), command-line flags. Everything is validated at start; a wrong value ends the program
+with a message that names the key, the value and the remedy.
+"""
+
+from stoker.config.access import (
+    GuardConfig,
+    GuardMode,
+    GuardPolicy,
+    GuardRole,
+    KeyConfig,
+    LimitsConfig,
+    RateConfig,
+    RateLimitsConfig,
+    Scope,
+)
+from stoker.config.groups import Group
+from stoker.config.loading import load, read_yaml
+from stoker.config.serving import (
+    CacheConfig,
+    CacheType,
+    ExpertConfig,
+    GenerationConfig,
+    ModelConfig,
+    PlanConfig,
+    QueueConfig,
+    RestartConfig,
+    RoutingConfig,
+    StoreConfig,
+    TimeoutConfig,
+)
+from stoker.config.settings import ENV_PREFIX, LogConfig, Settings, default_data_dir
+
+__all__ = [
+    "ENV_PREFIX",
+    "CacheConfig",
+    "CacheType",
+    "ExpertConfig",
+    "GenerationConfig",
+    "Group",
+    "GuardConfig",
+    "GuardMode",
+    "GuardPolicy",
+    "GuardRole",
+    "KeyConfig",
+    "LimitsConfig",
+    "LogConfig",
+    "ModelConfig",
+    "PlanConfig",
+    "QueueConfig",
+    "RateConfig",
+    "RateLimitsConfig",
+    "RestartConfig",
+    "RoutingConfig",
+    "Scope",
+    "Settings",
+    "StoreConfig",
+    "TimeoutConfig",
+    "default_data_dir",
+    "load",
+    "read_yaml",
+]

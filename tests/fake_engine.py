@@ -3,8 +3,8 @@
 It answers llama.cpp's streaming routes on a Unix socket and reads its behaviour from a JSON control file at every
 request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3}`. Faults: `none`, `die_before` (exit before the first
 token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
-more tokens), `refuse` (HTTP 500), `truncate` (close the stream without its end), `never_ready`, `exit_at_start`.
-`times` bounds how often the fault strikes. Every request is noted in `<control>.log`.
+more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close the stream without its end),
+`never_ready`, `exit_at_start`. `times` bounds how often the fault strikes. Every request is noted in `<control>.log`.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ async def health(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Figures, between two steps of work: none while it is stuck."""
+    if request.app["control"].read().get("fault") == "no_metrics":
+        raise web.HTTPNotImplemented
     while request.app["control"].wedged:
         await asyncio.sleep(0.1)
     return web.Response(text="# nothing\n")

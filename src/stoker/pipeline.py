@@ -10,7 +10,7 @@ from stoker.config import LimitsConfig
 from stoker.engine.pool import ModelPool
 from stoker.errors import ModelNotFound
 from stoker.observability.record import Record
-from stoker.types import Chunk, EmbeddingRequest, GenerationRequest
+from stoker.types import Chunk, EmbeddingRequest, FinishReason, GenerationRequest, Usage
 
 DEFAULT_NAMES = frozenset({"", "default"})
 
@@ -47,15 +47,21 @@ class Pipeline:
         """The answer to `request`, piece by piece; raises StokerError. Closing the generator cancels the work."""
         check_generation(request, self.limits)
         pool = self._route(request.model, record)
-        async with aclosing(pool.generate(request, record.timings)) as chunks:
-            async for chunk in chunks:
-                record.note(chunk)
-                yield chunk
+        finish: FinishReason | None = None
+        usage = Usage()
+        try:
+            async with aclosing(pool.generate(request, record.timings)) as chunks:
+                async for chunk in chunks:
+                    finish = chunk.finish_reason or finish
+                    usage = chunk.usage or usage  # some servers count on in every chunk
+                    yield chunk
+        finally:
+            record.note(finish, usage)
 
     async def embed(self, request: EmbeddingRequest, record: Record) -> list[list[float]]:
         """A vector for each input; raises StokerError."""
         check_embedding(request, self.limits)
         pool = self._route(request.model, record)
         vectors, usage = await pool.embed(request, record.timings)
-        record.note(Chunk(usage=usage, finish_reason="stop"))
+        record.note("stop", usage)
         return vectors

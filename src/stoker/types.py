@@ -6,10 +6,12 @@ trivial derivations; anything that decides lives in the room whose decision it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, TypedDict
+
+import orjson
 
 JsonObject = Mapping[str, Any]
 
@@ -98,7 +100,8 @@ class GenerationRequest:
     """One generation, whatever route it came by.
 
     `deadline` is a `time.monotonic()` instant in seconds after which the answer is of no use to the caller.
-    Exactly one of `messages` (kind chat) and `prompt` (kind completion: text or token ids) is set.
+    Exactly one of `messages` (kind chat) and `prompt` (kind completion: text or token ids) is set. `admitted` marks the
+    later prompts of a call whose first one has been let in.
     """
 
     id: str
@@ -112,6 +115,20 @@ class GenerationRequest:
     response_format: ResponseFormat | None = None
     principal: Principal = field(default_factory=Principal)
     priority: Priority = Priority.INTERACTIVE
+    admitted: bool = False
+
+
+def texts_of(request: GenerationRequest) -> Iterator[str]:
+    """Every text of a chat that its prompt will hold: messages, earlier calls, and the tools that are offered."""
+    for message in request.messages:
+        yield message.get("content") or ""
+        for call in message.get("tool_calls") or ():
+            yield str((call.get("function") or {}).get("arguments") or "")
+    if request.tool_use is not None:
+        for tool in request.tool_use.tools:
+            yield tool.name
+            yield tool.description
+            yield orjson.dumps(tool.parameters).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +141,7 @@ class EmbeddingRequest:
     inputs: tuple[str | tuple[int, ...], ...]
     principal: Principal = field(default_factory=Principal)
     priority: Priority = Priority.INTERACTIVE
+    admitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,24 @@ def test_json_object(client: openai.OpenAI) -> None:
         assert answer.choices[0].message.content.startswith("{")
 
 
+def test_a_shape_that_nothing_has_is_refused_instead_of_ignored(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^abcdef$", "maxLength": 3}}}
+    schema |= {"required": ["a"], "additionalProperties": False}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=20, response_format=shape)
+    assert caught.value.param == "response_format"
+
+
+def test_usage_is_right_where_tools_are_emulated(client: openai.OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+    answer = client.chat.completions.create(
+        model="smollm2", messages=QUESTION, tools=[tool], tool_choice="required", temperature=0, max_tokens=100
+    )
+    assert 0 < answer.usage.completion_tokens <= 100
+    assert answer.usage.prompt_tokens > 20
+
+
 def test_a_required_tool_call(client: openai.OpenAI) -> None:
     tool = {
         "type": "function",

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def test_the_generated_parts_are_fresh() -> None:
 def test_every_setting_is_on_the_page() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     for name, field in Settings.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", {})
+        kinds = (field.annotation, *typing.get_args(field.annotation))
+        inner = next((kind.model_fields for kind in kinds if hasattr(kind, "model_fields")), {})
         for key in inner or [name]:
             assert f"`{key}`" in text, f"{name}.{key}"
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from stoker.config import LimitsConfig
 from stoker.errors import RequestError
-from stoker.types import EmbeddingRequest, GenerationRequest
+from stoker.types import EmbeddingRequest, GenerationRequest, texts_of
 
 
 def check_generation(request: GenerationRequest, limits: LimitsConfig) -> None:
     """Raise RequestError, naming the field and the bound, when `request` asks for more than the limits allow."""
     if request.kind == "chat":
         _at_most(len(request.messages), limits.messages, "messages", "messages")
-        characters = sum(len(message.get("content") or "") for message in request.messages)
-        _at_most(characters, limits.characters, "characters in messages", "messages")
+        _at_most(sum(map(len, texts_of(request))), limits.characters, "characters in messages and tools", "messages")
     else:
         unit = "characters" if isinstance(request.prompt, str) else "tokens"
         _at_most(len(request.prompt), limits.characters, f"{unit} in prompt", "prompt")

@@ -29,21 +29,25 @@ class LimitsConfig(Group):
 
     body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Bytes of a request's body, counted before anything is parsed."""
+    bodies_mib: int = Field(default=256, ge=1)
+    """Memory for all bodies that are arriving at one moment, in MiB; what comes beyond is refused with 503."""
+    connections: int = Field(default=4096, ge=1)
+    """Connections at once; one more is answered with 503 and closed."""
     nesting: int = Field(default=64, ge=4, le=150)
     """Depth of nested JSON objects and arrays."""
-    messages: int = Field(default=1024, ge=1)
+    messages: int = Field(default=1024, ge=1, le=10_000)
     """Messages in one conversation."""
     characters: int = Field(default=200_000, ge=1)
     """Characters of all messages or of the prompt together."""
-    stop_strings: int = Field(default=16, ge=0)
+    stop_strings: int = Field(default=16, ge=0, le=10_000)
     """Stop strings in one request."""
-    logit_bias: int = Field(default=1024, ge=0)
+    logit_bias: int = Field(default=1024, ge=0, le=10_000)
     """Entries of `logit_bias` in one request."""
-    tools: int = Field(default=128, ge=0)
+    tools: int = Field(default=128, ge=0, le=10_000)
     """Tools in one request."""
-    prompts: int = Field(default=64, ge=1)
+    prompts: int = Field(default=64, ge=1, le=10_000)
     """Prompts in one /v1/completions request."""
-    embedding_inputs: int = Field(default=2048, ge=1)
+    embedding_inputs: int = Field(default=2048, ge=1, le=10_000)
     """Texts in one embeddings request."""
     temperature: float = Field(default=2.0, ge=0, le=100)
     """Highest temperature on /v1."""

@@ -116,14 +116,15 @@ class TimeoutConfig(Group):
 
 
 class RestartConfig(Group):
-    """How an engine process that ends is started again: exponential backoff, then giving up."""
+    """How an engine that ends is started again: exponential backoff, and giving up one that never gets ready."""
 
     backoff: float = Field(default=0.2, gt=0)
     """First pause, in seconds; doubled at each failure in a row."""
     backoff_max: float = Field(default=30.0, gt=0)
     """Longest pause, in seconds."""
     give_up_after: int = Field(default=8, ge=1)
-    """Failures in a row after which the engine stays down and health says so."""
+    """Starts in a row without getting ready after which the engine stays down and health says so. One that was ready is
+    always started again: a request may have been its undoing, and the next ones need not be."""
     healthy_after: float = Field(default=10.0, gt=0)
     """Seconds of running (or one finished request) after which earlier failures are forgotten."""
 

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from stoker.config import GenerationConfig
-from stoker.engine.grammar import JOINER, OPENER, opens
+from stoker.engine.grammar import JOINER, OPENER
 from stoker.errors import RequestError
-from stoker.types import Chunk, FinishReason, ResponseFormat, ToolCallDelta, ToolUse
+from stoker.types import Chunk, FinishReason, ToolCallDelta, ToolUse
 
 _NAME: Final = re.compile(r"[^\s(){}<>\"]{1,256}")
 
@@ -241,8 +240,11 @@ class ToolStream:
 class JsonStream:
     """A held JSON answer on its way out: one that begins as its shape cannot was generated without the grammar."""
 
-    def __init__(self, wanted: ResponseFormat, bounds: GenerationConfig) -> None:
-        self._opens = opens(wanted, bounds)
+    settled = False
+    """A JSON answer ends by itself."""
+
+    def __init__(self, opens: frozenset[str]) -> None:
+        self._opens = opens
         self._begun = False
 
     def feed(self, chunk: Chunk) -> tuple[Chunk, ...]:

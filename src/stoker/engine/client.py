@@ -38,6 +38,8 @@ class EngineClient:
         self.last_token_at: float | None = None
         self._base = base
         self._readers = 0
+        self._embedding = 0
+        self._tells_figures = True
         self._last_activity = self._last_sign = time.monotonic()
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -63,8 +65,11 @@ class EngineClient:
     def silence(self) -> float:
         """Seconds for which we have been waiting for the engine without a sign of life; 0 when nobody waits for it.
 
-        A request whose own client reads slowly does not wait for the engine, and says nothing about it.
+        A request whose own client reads slowly does not wait for the engine, and says nothing about it. Nor do
+        embeddings alone where the engine cannot be asked whether it computes: there deadlines end what hangs.
         """
+        if not self._tells_figures and self._readers == self._embedding:
+            return 0.0
         return time.monotonic() - self._last_activity if self._readers else 0.0
 
     async def healthy(self) -> bool:
@@ -94,7 +99,8 @@ class EngineClient:
             return False if self._last_sign < asked else None
         except (aiohttp.ClientError, OSError):
             return None
-        if response.status != 200:  # noqa: PLR2004 - HTTP OK
+        self._tells_figures = response.status == 200  # noqa: PLR2004 - HTTP OK
+        if not self._tells_figures:
             return None
         self._last_activity = time.monotonic()
         return True
@@ -126,7 +132,7 @@ class EngineClient:
             self._begin_waiting()
             try:
                 async with asyncio.timeout_at(deadline):
-                    response = await self._session.post(self._base + call.path, data=orjson.dumps(call.body))
+                    response = await self._session.post(self._base + call.path, data=call.encoded)
             finally:
                 self._readers -= 1
             # One timer for the whole stream: one for each read would cost as much as the read.
@@ -146,6 +152,7 @@ class EngineClient:
         body = {"model": model, "input": list(inputs), "encoding_format": "float"}
         with self._request("embeddings were being computed"):
             self._begin_waiting()
+            self._embedding += 1
             try:
                 async with (
                     asyncio.timeout_at(deadline),
@@ -156,6 +163,7 @@ class EngineClient:
                     answer = await response.read()
             finally:
                 self._readers -= 1
+                self._embedding -= 1
             self._last_sign = time.monotonic()
         return _vectors_of(answer)
 
@@ -216,7 +224,8 @@ class EngineClient:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             body = {"error": raw[:200].decode("utf-8", "replace").strip()}
-        return translate_error(response.status, body, path)
+        pause = response.headers.get("Retry-After", "")  # a date, which HTTP allows too, is not worth reading
+        return translate_error(response.status, body, path, float(pause) if pause.isdecimal() else None)
 
     async def _get(self, path: str) -> Mapping[str, Any]:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from stoker.config import GenerationConfig
-from stoker.types import GenerationRequest
+from stoker.types import GenerationRequest, texts_of
 
 BYTES_PER_TOKEN = 3.5  # English and code in the vocabularies of small models; other scripts cost more tokens a byte
 MESSAGE_TOKENS = 4  # what a chat template adds to each message
@@ -26,13 +26,15 @@ class Bounds(Protocol):
 
 
 def prompt_tokens(request: GenerationRequest) -> int:
-    """About how many tokens the prompt has; at least 1."""
+    """About how many tokens the prompt has, tools and earlier calls included; at least 1."""
     if request.kind == "completion":
-        tokens = len(request.prompt) / (BYTES_PER_TOKEN if isinstance(request.prompt, str) else 1)
-    else:
-        characters = sum(len(message.get("content") or "") for message in request.messages)
-        tokens = characters / BYTES_PER_TOKEN + MESSAGE_TOKENS * len(request.messages)
+        return max(1, int(_tokens(request.prompt)))
+    tokens = sum(_tokens(text) for text in texts_of(request)) + MESSAGE_TOKENS * len(request.messages)
     return max(1, int(tokens))
+
+
+def _tokens(text: str | tuple[int, ...]) -> float:
+    return len(text.encode()) / BYTES_PER_TOKEN if isinstance(text, str) else len(text)
 
 
 def cost_of(request: GenerationRequest, bounds: Bounds) -> int:
@@ -45,7 +47,7 @@ def cost_of(request: GenerationRequest, bounds: Bounds) -> int:
 
 def cost_of_inputs(inputs: Sequence[str | tuple[int, ...]]) -> int:
     """Estimated work of an embeddings request in tokens; at least 1."""
-    return max(1, int(sum(len(text) / (BYTES_PER_TOKEN if isinstance(text, str) else 1) for text in inputs)))
+    return max(1, int(sum(map(_tokens, inputs))))
 
 
 def affinity_key(request: GenerationRequest) -> int:

@@ -1,7 +1,7 @@
 """Grammars that hold an answer to its shape, as the text that llama.cpp hands to LLGuidance.
 
 The engine says nothing when it cannot compile a grammar: it answers without one. So schemas are narrowed first to forms
-that surely compile, and what comes back is looked at by its first character (`opens`, and `calls.ToolCallParser`).
+that surely compile, and what comes back is looked at by its first character (`JsonStream`, `ToolCallParser`).
 Source of the language: the LLGuidance project's `docs/syntax.md` (Lark with `%json`, lazy rules and `~` for "all but").
 """
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from stoker.config import GenerationConfig
 from stoker.engine.schema import bounded
+from stoker.engine.schema_limits import Budget
 from stoker.errors import RequestError
 from stoker.types import JsonObject, ResponseFormat, ToolSpec, ToolUse
 
@@ -31,13 +32,16 @@ MAX_GRAMMAR: Final = 1_000_000
 """Characters of one grammar; the engine compiles it anew for every request, at about 10 MB/s."""
 
 
-def json_grammar(wanted: ResponseFormat, bounds: GenerationConfig) -> str:
-    """The grammar of an answer that is JSON of the wanted schema, or any JSON object.
+def held_json(wanted: ResponseFormat, bounds: GenerationConfig) -> tuple[str, frozenset[str]]:
+    """The grammar of an answer that is JSON of the wanted schema, or any JSON object, and the characters that such an
+    answer can begin with: another one means that the engine did not apply it.
 
     Raises:
         RequestError: the schema cannot be held (see `schema.bounded`).
     """
-    return _checked(f"{_HEADER}start: {_json(_answer_schema(wanted, bounds))}\n", "response_format")
+    schema = _answer_schema(wanted, bounds)
+    grammar = _checked(f"{_HEADER}start: {_json(schema)}\n", "response_format")
+    return grammar, frozenset(_openings(schema, schema.get("$defs", {})))
 
 
 def tool_grammar(
@@ -64,7 +68,8 @@ def tool_grammar(
         return None
     more = bounds.parallel_tool_calls - 1 if use.parallel and use.choice != "named" else 0
     repeated = f' ("{JOINER}{OPENER}" call){{0,{more}}}' if more else ""
-    rules = [f"calls: call{repeated}", "call: " + "\n  | ".join(_call(tool, bounds) for tool in tools)]
+    budget = Budget()
+    rules = [f"calls: call{repeated}", "call: " + "\n  | ".join(_call(tool, bounds, budget) for tool in tools)]
     stop = f" {end}?" if _SPECIAL_TOKEN.fullmatch(end) else ""
     if use.choice != "auto":
         rules.insert(0, f'start: "{OPENER}" calls{stop}')
@@ -97,24 +102,18 @@ def offered(use: ToolUse) -> tuple[ToolSpec, ...]:
     return chosen
 
 
-def opens(wanted: ResponseFormat, bounds: GenerationConfig) -> frozenset[str]:
-    """The characters that an answer held by `json_grammar` can begin with; another one means it was not applied."""
-    schema = _answer_schema(wanted, bounds)
-    return frozenset(_openings(schema, schema.get("$defs", {})))
-
-
 def _answer_schema(wanted: ResponseFormat, bounds: GenerationConfig) -> dict[str, Any]:
     return bounded(_ANY_OBJECT if wanted.schema is None else wanted.schema, bounds, "response_format")
 
 
-def _call(tool: ToolSpec, bounds: GenerationConfig) -> str:
+def _call(tool: ToolSpec, bounds: GenerationConfig, budget: Budget) -> str:
     parameters = dict(tool.parameters)
     if not parameters.keys() & {"properties", "$ref", "anyOf", "allOf", "oneOf", "additionalProperties"}:
         parameters["properties"] = {}  # OpenAI: a function without parameters takes none
     if "$ref" not in parameters:
         parameters.setdefault("type", "object")
     try:
-        schema = bounded(parameters, bounds, "tools")
+        schema = bounded(parameters, bounds, "tools", budget)
     except RequestError as error:
         raise RequestError(f"tool {tool.name!r}: {error.message}", param="tools") from None
     return f'{json.dumps(f"{tool.name}(")} {_json(schema)} ")"'

@@ -10,16 +10,17 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from stoker.config import GenerationConfig, QueueConfig
 from stoker.engine import tools
 from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs
 from stoker.engine.process import Engine, EngineState
 from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
-from stoker.engine.wire import Capabilities, Dialect, compose
+from stoker.engine.wire import Capabilities, Dialect, EngineCall, compose
 from stoker.errors import DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
 from stoker.types import (
     Chunk,
@@ -52,11 +53,12 @@ class PoolSettings:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A slot that a request holds. `cost` and `since` feed the meter when it is given back."""
+    """A slot that a request holds. Its cost and `since` feed the meter when it is `finished` and given back."""
 
     engine: Engine
     ticket: Ticket
     since: float
+    finished: bool = False
 
 
 class ModelPool:
@@ -145,22 +147,25 @@ class ModelPool:
             DeadlineExceeded, EngineDied, RequestError: as they say.
         """
         begun = False
-        ticket = Ticket(cost_of(request, self.settings), request.principal.tenant, request.priority)
+        ticket = self._ticket(request, cost_of(request, self.settings), affinity_key(request))
         arrived = time.monotonic()
-        key = affinity_key(request)
+        call = await self._compose(request) if self.props else None  # what cannot be asked costs no slot
         for attempt in count(1):
-            lease = await self._acquire(ticket, request.deadline, key)
+            lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
             timings.engine = lease.engine.name
             if timings.queue_ms < 0:
                 timings.queue_ms = (time.monotonic() - arrived) * 1000
             try:
-                async with contextlib.aclosing(self._run(lease, request)) as chunks:
+                if call is None:
+                    call = await self._compose(request)
+                async with contextlib.aclosing(self._run(lease, request, call)) as chunks:
                     async for chunk in chunks:
                         if not begun:
                             begun = True
                             timings.first_token_ms = (time.monotonic() - arrived) * 1000
                         yield chunk
+                lease.finished = True
                 lease.engine.note_success()
             except EngineDied as error:
                 lease.engine.note_broken()
@@ -172,15 +177,16 @@ class ModelPool:
 
     async def embed(self, request: EmbeddingRequest, timings: Timings) -> tuple[list[list[float]], Usage]:
         """Vectors for every input, in order; raises as `generate` does."""
-        ticket = Ticket(cost_of_inputs(request.inputs), request.principal.tenant, request.priority)
+        ticket = self._ticket(request, cost_of_inputs(request.inputs))
         arrived = time.monotonic()
         for attempt in count(1):
-            lease = await self._acquire(ticket, request.deadline, None)
+            lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
             timings.engine = lease.engine.name
             timings.queue_ms = (time.monotonic() - arrived) * 1000
             try:
                 answer = await self._embed(lease, request)
+                lease.finished = True
                 lease.engine.note_success()
             except EngineDied as error:
                 lease.engine.note_broken()
@@ -192,21 +198,37 @@ class ModelPool:
             return answer
         raise AssertionError  # the loop above has no end of its own
 
-    async def _run(self, lease: Lease, request: GenerationRequest) -> AsyncGenerator[Chunk]:
-        """One attempt: compose the call for this engine, stream it, read tool calls out of the text where needed."""
+    @staticmethod
+    def _ticket(request: GenerationRequest | EmbeddingRequest, cost: int, key: int | None = None) -> Ticket:
+        return Ticket(cost, request.principal.tenant, request.priority, admitted=request.admitted, key=key)
+
+    async def _compose(self, request: GenerationRequest) -> EngineCall:
+        """The call for the engines, which are all of one kind; schemas are worked on beside the event loop."""
+        bounds, model = self.settings.generation, self.settings.wire_model
+        if request.tool_use is None and request.response_format is None:
+            return compose(request, self.capabilities(), bounds, model)
+        return await asyncio.to_thread(compose, request, self.capabilities(), bounds, model)
+
+    async def _run(self, lease: Lease, request: GenerationRequest, call: EngineCall) -> AsyncGenerator[Chunk]:
+        """One attempt: stream the call, read tool calls out of the text and look at JSON answers where needed."""
         client = lease.engine.client
         if client is None:
             raise EngineDied("the engine is gone")
-        call = compose(request, self.capabilities(lease.engine), self.settings.generation, self.settings.wire_model)
-        async with contextlib.aclosing(client.stream(call, request.deadline)) as chunks:
-            if not call.parses_tools:
-                async for chunk in chunks:
-                    yield chunk
-                return
+        reader: tools.ToolStream | tools.JsonStream | None = None
+        if call.parses_tools:
             reader = tools.ToolStream(request.tool_use)
+        elif call.opens:
+            reader = tools.JsonStream(call.opens)
+        async with contextlib.aclosing(client.stream(call, request.deadline)) as chunks:
             async for chunk in chunks:
+                if reader is None:
+                    yield chunk
+                    continue
                 for piece in reader.feed(chunk):
                     yield piece
+                if reader.settled:
+                    yield Chunk(finish_reason="tool_calls")
+                    return
 
     async def _embed(self, lease: Lease, request: EmbeddingRequest) -> tuple[list[list[float]], Usage]:
         client = lease.engine.client
@@ -225,14 +247,20 @@ class ModelPool:
             tokens += usage.prompt_tokens
         return vectors, Usage(prompt_tokens=tokens)
 
-    def capabilities(self, engine: Engine) -> Capabilities:
-        """What this engine can do, from its own words and the configuration."""
+    @property
+    def props(self) -> Mapping[str, Any]:
+        """What the engines say of themselves; empty until the first one is ready."""
+        return next((engine.props for engine in self.engines if engine.props), {})
+
+    def capabilities(self) -> Capabilities:
+        """What the engines can do, from their own words and the configuration."""
+        props = self.props
         mode = self.settings.tools
         if self.settings.dialect == "llamacpp":
-            native = not tools.wants_emulation(engine.props.get("chat_template_caps") or {}, mode)
+            native = not tools.wants_emulation(props.get("chat_template_caps") or {}, mode)
         else:
             native = mode != "emulated"
-        end = str(engine.props.get("eos_token") or "")
+        end = str(props.get("eos_token") or "")
         return Capabilities(self.settings.dialect, native_tools=native, context=self.settings.context, end=end)
 
     def _explain_death(self, error: EngineDied, *, begun: bool, attempts: int) -> None:
@@ -246,10 +274,10 @@ class ModelPool:
 
     # -- slots -----------------------------------------------------------------------------------------------------
 
-    async def _acquire(self, ticket: Ticket, deadline: float, key: int | None) -> Lease:
+    async def _acquire(self, ticket: Ticket, deadline: float) -> Lease:
         """A slot, at once or after waiting in line until `deadline`."""
         self._admit(ticket, deadline)
-        engine = self._choose(key) if ticket.served or not len(self.line) else None
+        engine = self._choose(ticket.key) if ticket.served or not len(self.line) else None
         if engine is not None:
             return self._lease(engine, ticket)
         self.line.push(ticket)
@@ -273,7 +301,7 @@ class ModelPool:
         """Refuse what cannot be served: a full line, a hopeless deadline, a model that is down."""
         if self.failed:
             raise NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}")
-        if ticket.served:
+        if ticket.served or ticket.admitted:
             return
         if self._draining:
             raise NotReady("the server is stopping; send the request to another replica", retry_after=5)
@@ -297,13 +325,17 @@ class ModelPool:
         hopeful = sum(engine.state is not EngineState.FAILED for engine in self.engines)  # a restart is soon over
         return self.meter.wait(self.line.tokens, self.settings.slots * max(1, hopeful))
 
-    def _choose(self, key: int | None) -> Engine | None:
-        """The ready engine for a request: the one that last saw its prefix if that has a free slot, else the idlest."""
-        free = [
+    def _free(self) -> list[Engine]:
+        """Ready engines with a slot to spare."""
+        return [
             engine
             for engine in self.engines
             if engine.state is EngineState.READY and self._leases[engine.name] < self.settings.slots
         ]
+
+    def _choose(self, key: int | None) -> Engine | None:
+        """The ready engine for a request: the one that last saw its prefix if that has a free slot, else the idlest."""
+        free = self._free()
         if not free:
             return None
         if key is None or len(self.engines) == 1:
@@ -325,18 +357,17 @@ class ModelPool:
 
     def _release(self, lease: Lease) -> None:
         self._leases[lease.engine.name] -= 1
-        self.meter.note(lease.ticket.cost, time.monotonic() - lease.since)
+        if lease.finished:  # one that failed or was left says nothing about the speed
+            self.meter.note(lease.ticket.cost, time.monotonic() - lease.since)
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Give free slots to those who wait, in the line's order."""
-        while len(self.line):
-            engine = self._choose(None)
-            if engine is None:
-                return
+        while len(self.line) and self._free():
             ticket = self.line.pop()
             waiter = self._waiters.get(ticket) if ticket else None
-            if ticket and waiter and not waiter.done():
+            engine = self._choose(ticket.key) if ticket and waiter and not waiter.done() else None
+            if ticket and waiter and engine:
                 waiter.set_result(self._lease(engine, ticket))
 
     def _on_change(self) -> None:

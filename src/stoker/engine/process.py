@@ -124,7 +124,8 @@ class EngineProcess(Engine):
         self._launch = launch
         self._sockets = sockets
         self._incarnation = 0
-        self._failures = 0
+        self._failures = 0  # in a row, of any kind: the pause before the next start
+        self._false_starts = 0  # in a row, without ever being ready: giving up
         self._suspected = asyncio.Event()
         self._child: asyncio.subprocess.Process | None = None
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
@@ -142,8 +143,8 @@ class EngineProcess(Engine):
             self._failures += 1
             self.restarts += 1
             self.last_error = reason
-            if self._failures >= self._launch.restart.give_up_after:
-                self._log.error("engine given up", reason=reason, failures=self._failures, log=list(self._tail)[-8:])
+            if self._false_starts >= self._launch.restart.give_up_after:
+                self._log.error("engine given up", reason=reason, starts=self._false_starts, log=list(self._tail)[-8:])
                 self._enter(EngineState.FAILED)
                 return
             pause = backoff(self._failures, self._launch.restart)
@@ -171,6 +172,7 @@ class EngineProcess(Engine):
     async def _live_once(self) -> str:
         """One incarnation, from start to end; returns why it ended."""
         self._incarnation += 1
+        self._false_starts += 1  # until it is ready
         socket = self._sockets / socket_name(self.name, self._incarnation)
         started = time.monotonic()
         try:
@@ -206,6 +208,7 @@ class EngineProcess(Engine):
             if problem:
                 return problem
             self.load_seconds = time.monotonic() - started
+            self._false_starts = 0
             self._log.info("engine ready", pid=child.pid, load_s=round(self.load_seconds, 2))
             self._enter(EngineState.READY)
             return await self._watch(client, ended)

@@ -18,11 +18,17 @@ from stoker.types import Priority
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A place in the line. `cost` is its estimated work in tokens (>= 1); `served` once it has held a slot."""
+    """A place in the line. `cost` is its estimated work in tokens (>= 1); `served` once it has held a slot.
+
+    `admitted`: part of a call that was let in before, so that neither bounds nor a drain refuse it. `key`: of its
+    prompt's beginning, for affinity.
+    """
 
     cost: int
     tenant: str
     priority: Priority = Priority.INTERACTIVE
+    admitted: bool = False
+    key: int | None = None
     tag: float = 0.0
     waiting: bool = False
     served: bool = False

@@ -11,6 +11,7 @@ Recursion is unrolled into levels (`Node` at level 3 refers to `Node` at level 2
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -25,56 +26,55 @@ from stoker.engine.schema_forms import (
     pattern_problem,
     type_of,
 )
+from stoker.engine.schema_limits import (
+    FREE_DEPTH,
+    ITEMS_CEILING,
+    KEY_CHARS,
+    MAX_DEPTH,
+    MAX_JOINED,
+    MAX_LITERAL_CHARS,
+    MAX_LITERALS,
+    MAX_NODES,
+    MAX_RAW,
+    PATTERN_WEIGHT,
+    PROPERTIES_CEILING,
+    RECURSION,
+    Budget,
+)
 from stoker.engine.schema_references import References, walk
 from stoker.engine.schema_scalars import count, number, string
 from stoker.errors import RequestError
-
-MAX_NODES: Final = 4000
-"""Subschemas looked at, after joining and unrolling; 2000 properties cost the engine 0.3 s to compile."""
-MAX_RAW: Final = 30_000
-"""JSON values in the schema as it came; a walk over so many takes about 10 ms."""
-MAX_DEPTH: Final = 48
-"""Subschemas inside one another; real schemas stay under 20."""
-MAX_JOINED: Final = 50_000
-"""Properties and values that go through `allOf` and its like, each time counted."""
-MAX_LITERALS: Final = 5000
-"""Values in all `enum`s; each is a path in the engine's automaton (10,000 take 50 ms at every request)."""
-MAX_LITERAL_CHARS: Final = 250_000
-"""Characters of all literals, property names and patterns together."""
-RECURSION: Final = 3
-"""Times that a recursive type may lie inside itself."""
-ITEMS_CEILING: Final = 10_000
-"""Most array items a caller's own `maxItems` gets."""
-PROPERTIES_CEILING: Final = 1000
-"""Most properties of a free-form object that a caller's own `maxProperties` gets."""
-KEY_CHARS: Final = 32
-"""Longest invented property name; a small model that loops in an object of such names ends some 1100 tokens later."""
-FREE_DEPTH: Final = 2
-"""Arrays and objects inside one another where any value is allowed."""
-
 
 _SHOWN_PLACE: Final = 160  # characters of where something is, in errors
 _FREE_KEY: Final = f'^[^"\\\\\\x00-\\x1f]{{1,{KEY_CHARS}}}$'
 
 
-def bounded(schema: Mapping[str, Any], bounds: GenerationConfig, param: str = "response_format") -> dict[str, Any]:
+def bounded(
+    schema: Mapping[str, Any],
+    bounds: GenerationConfig,
+    param: str = "response_format",
+    budget: Budget | None = None,
+) -> dict[str, Any]:
     """A schema that accepts a bounded part of what `schema` accepts.
 
     Args:
         schema: JSON Schema of draft 4 to 2020-12, or OpenAPI 3's; local `$ref` only.
         bounds: what strings, arrays and free-form objects get where the schema sets no bound.
         param: the request field to name in errors.
+        budget: shared by the schemas of one request; None for a schema that comes alone.
 
     Raises:
         RequestError: a keyword that cannot be held, a remote or broken `$ref`, a schema over the limits of this module,
             or one that nothing finite satisfies.
     """
-    for number_of_values, _ in enumerate(walk(schema)):
-        if number_of_values > MAX_RAW:
+    budget = Budget() if budget is None else budget
+    for _ in walk(schema):
+        budget.raw += 1
+        if budget.raw > MAX_RAW:
             raise RequestError(
                 f"schema: has over {MAX_RAW} parts; simplify it, or offer fewer `enum` values", param=param
             )
-    narrower = _Narrower(schema, bounds, param)
+    narrower = _Narrower(schema, bounds, param, budget)
     root = narrower.node(schema, RECURSION, "schema", 0)
     if root is None:
         raise RequestError("schema: nothing finite satisfies it; look for contradicting keywords", param=param)
@@ -84,13 +84,13 @@ def bounded(schema: Mapping[str, Any], bounds: GenerationConfig, param: str = "r
 class _Narrower:
     """One pass over one schema: the counters of its limits and the definitions it needs."""
 
-    def __init__(self, root: Mapping[str, Any], bounds: GenerationConfig, param: str) -> None:
+    def __init__(self, root: Mapping[str, Any], bounds: GenerationConfig, param: str, budget: Budget) -> None:
         self.bounds = bounds
+        self.budget = budget
         self.param = param
         self.definitions: dict[str, Any] = {}
         self._names: dict[tuple[str, int], str | None] = {}
         self.references = References(root, param)
-        self._nodes = self._joined = self._literals = self._characters = 0
 
     def refuse(self, where: str, problem: str) -> RequestError:
         return RequestError(f"{where}: {problem}", param=self.param)
@@ -98,8 +98,8 @@ class _Narrower:
     def node(self, schema: Any, level: int, where: str, depth: int) -> Form | None:
         """The narrow form of a subschema; None when nothing (finite, within this level) satisfies it."""
         where = where[-_SHOWN_PLACE:]
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
+        self.budget.nodes += 1
+        if self.budget.nodes > MAX_NODES:
             raise self.refuse("schema", f"is too large (over {MAX_NODES} parts once unrolled); simplify it")
         if depth > MAX_DEPTH:
             raise self.refuse(where, f"lies deeper than {MAX_DEPTH} levels; flatten the schema")
@@ -141,16 +141,16 @@ class _Narrower:
             if level >= 0:
                 others.append(self.references.target(form["$ref"], where))
         for other in others:
-            self._nodes += 1
-            if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            self.budget.nodes += 1
+            if self.budget.nodes > MAX_NODES or depth > MAX_DEPTH:
                 raise self.refuse(where, "refers to itself, or is too large once unrolled; simplify it")
             if other is False:
                 return {}, [], -1
             if other is True:
                 continue
             plain, more, left = self.opened(self.modern(other, where), level, where, depth + 1)
-            self._joined += len(plain.get("properties", ())) + len(plain.get("enum", ()))
-            if self._joined > MAX_JOINED:
+            self.budget.joined += sum(len(plain.get(key, ())) for key in ("properties", "enum", "required"))
+            if self.budget.joined > MAX_JOINED:
                 raise self.refuse(where, "joins too much with `allOf` or beside `$ref`; write it out")
             level = min(level, left)
             pieces.append(plain)
@@ -158,11 +158,12 @@ class _Narrower:
         return joined(pieces, where, self.param), choices, level
 
     def either(self, options: Sequence[Any], level: int, where: str, depth: int) -> Form | None:
-        narrow: list[Form] = []
+        different: dict[str, Form] = {}
         for index, option in enumerate(options):
             form = self.node(option, level, f"{where}.anyOf[{index}]", depth + 1)
-            if form is not None and form not in narrow:
-                narrow.append(form)
+            if form is not None:
+                different.setdefault(json.dumps(form, sort_keys=True), form)
+        narrow = list(different.values())
         if len(narrow) > 1:
             return {"anyOf": narrow}
         return narrow[0] if narrow else None
@@ -212,8 +213,8 @@ class _Narrower:
         return [kind for kind in dict.fromkeys(types) if not (kind == "integer" and "number" in types)]
 
     def literals(self, values: Any, types: list[str] | None, where: str) -> Form | None:
-        self._literals += len(values)
-        if self._literals > MAX_LITERALS:
+        self.budget.literals += len(values)
+        if self.budget.literals > MAX_LITERALS:
             raise self.refuse(where, f"over {MAX_LITERALS} `enum` values in the schema; offer fewer")
         if types is not None:
             values = [v for v in values if type_of(v) in types or (type_of(v) == "integer" and "number" in types)]
@@ -228,8 +229,8 @@ class _Narrower:
         return {"enum": unique} if unique else None
 
     def spend(self, characters: int, where: str) -> None:
-        self._characters += characters
-        if self._characters > MAX_LITERAL_CHARS:
+        self.budget.characters += characters
+        if self.budget.characters > MAX_LITERAL_CHARS:
             raise self.refuse(
                 where, f"over {MAX_LITERAL_CHARS} characters of names and values in the schema; shorten it"
             )
@@ -237,7 +238,7 @@ class _Narrower:
     def typed(self, kind: str, form: Form, level: int, where: str, depth: int) -> Form | None:
         match kind:
             case "string":
-                self.spend(len(str(form.get("pattern", ""))), where)
+                self.spend(PATTERN_WEIGHT * len(str(form.get("pattern", ""))), where)
                 return string(form, self.bounds, where, self.param)
             case "integer" | "number":
                 return number(kind, form, where, self.param)
@@ -275,13 +276,14 @@ class _Narrower:
 
     def object(self, form: Form, level: int, where: str, depth: int) -> Form | None:
         properties = form.get("properties", {})
-        required = form.get("required", [])
+        required = set(form.get("required", ()))
         keys = self.keys(form, where)
         additional = form.get("additionalProperties", True)
         if isinstance(keys, list):
-            properties = {**dict.fromkeys(keys, additional), **{k: v for k, v in properties.items() if k in keys}}
+            allowed = set(keys)
+            properties = {**dict.fromkeys(keys, additional), **{k: v for k, v in properties.items() if k in allowed}}
             keys = None
-        undeclared = [name for name in dict.fromkeys(required) if name not in properties]
+        undeclared = [name for name in dict.fromkeys(form.get("required", ())) if name not in properties]
         properties = {**properties, **dict.fromkeys(undeclared, additional)}
         named = "properties" in form and form.get("additionalProperties", False) is False
         if not properties and not (named and "patternProperties" not in form):
@@ -294,7 +296,7 @@ class _Narrower:
                 values[name] = value
             elif name in required:
                 return None
-        return self.closed_object(form, values, set(required), where)
+        return self.closed_object(form, values, required, where)
 
     def closed_object(self, form: Form, narrow: dict[str, Form], required: set[str], where: str) -> Form | None:
         """An object of named properties and no others, which also is where extra ones would be allowed."""

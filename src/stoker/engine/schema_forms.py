@@ -175,7 +175,7 @@ def _join(key: str, one: Any, other: Any, where: str, param: str) -> Any:
 
 
 def _join_names(one: Any, other: Any) -> list[Any]:
-    return [*one, *(name for name in other if name not in one)]
+    return list(dict.fromkeys([*one, *other]))
 
 
 def _join_properties(one: Any, other: Any) -> Form:
@@ -231,7 +231,7 @@ def type_of(value: Any) -> str:
     if isinstance(value, str):
         return "string"
     if isinstance(value, (int, float)):
-        return "integer" if float(value).is_integer() else "number"
+        return "integer" if isinstance(value, int) or value.is_integer() else "number"
     return "array" if isinstance(value, list) else "object"
 
 

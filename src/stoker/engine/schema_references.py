@@ -11,6 +11,8 @@ from stoker.errors import RequestError
 
 _DEFINITION: Final = re.compile(r"#/(?:\$defs|definitions)/[^/]+")
 _INDEX_DIGITS: Final = 5
+MAX_STEPS: Final = 100_000
+"""References followed in search of cycles; those of real schemas take some hundreds."""
 
 
 class References:
@@ -19,6 +21,7 @@ class References:
     def __init__(self, root: Mapping[str, Any], param: str) -> None:
         self._root = root
         self._param = param
+        self._steps = 0
         self._recursive: dict[str, bool] = {}
         self._pointers: dict[str, Sequence[str]] = {}
 
@@ -50,18 +53,23 @@ class References:
         """
         self.target(pointer, where)  # refuses what is no local pointer
         if pointer not in self._recursive:
-            seen: set[str] = set()
-            waiting = [pointer]
-            while waiting and pointer not in seen:
-                following = waiting.pop()
-                if not isinstance(following, str) or _DEFINITION.fullmatch(following) is None:
-                    seen.add(pointer)
-                    break
-                news = [other for other in self._made_by(following, where) if other not in seen]
-                seen.update(news)
-                waiting += news
-            self._recursive[pointer] = pointer in seen
+            self._recursive[pointer] = self._reaches_itself(pointer, where)
         return self._recursive[pointer]
+
+    def _reaches_itself(self, pointer: str, where: str) -> bool:
+        seen: set[str] = set()
+        waiting = [pointer]
+        while waiting and pointer not in seen:
+            following = waiting.pop()
+            if not isinstance(following, str) or _DEFINITION.fullmatch(following) is None:
+                return True
+            news = [other for other in self._made_by(following, where) if other not in seen]
+            self._steps += 1 + len(news)
+            if self._steps > MAX_STEPS:
+                raise self._refuse(where, "too many `$ref`s between definitions to follow; simplify the schema")
+            seen.update(news)
+            waiting += news
+        return pointer in seen
 
     def _made_by(self, definition: str, where: str) -> Sequence[str]:
         """The references that a definition makes; each definition is walked once."""

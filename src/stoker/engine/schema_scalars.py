@@ -46,7 +46,8 @@ def count(form: Form, key: str, where: str, param: str) -> int | None:
     value = form.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or not float(value).is_integer():
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < 0:
         raise RequestError(f"{where}: `{key}` must be a whole number, 0 or more, not {str(value)[:40]}", param=param)
     return int(value)
 
@@ -113,7 +114,7 @@ def _limit(form: Form, key: str, where: str, param: str) -> float | None:
     value = form.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise RequestError(f"{where}: `{key}` must be a number", param=param)
     return value
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from stoker.engine.calls import JsonStream, ToolCallParser, ToolStream
-from stoker.engine.grammar import JOINER, OPENER, json_grammar, offered, opens, tool_grammar
+from stoker.engine.grammar import JOINER, OPENER, held_json, offered, tool_grammar
 from stoker.types import Message, ToolSpec, ToolUse
 
 __all__ = [
@@ -20,8 +20,7 @@ __all__ = [
     "ToolCallParser",
     "ToolStream",
     "emulate",
-    "json_grammar",
-    "opens",
+    "held_json",
     "signature",
     "tool_grammar",
     "wants_emulation",
@@ -227,10 +226,12 @@ def _past_call(call: Mapping[str, Any]) -> str:
     arguments = function.get("arguments") or "{}"
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:
+            text = _call_text(str(function.get("name")), json.loads(arguments))
+            text.encode()  # an escaped lone surrogate is JSON, but no text
+        except (ValueError, RecursionError):
             # What the caller says was called is shown as it is, were it broken.
             return f"{OPENER}{function.get('name')}({arguments})"
+        return text
     return _call_text(str(function.get("name")), arguments)
 
 

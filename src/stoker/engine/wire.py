@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from stoker.config import GenerationConfig
 from stoker.engine import tools
 from stoker.engine.schema import bounded
@@ -40,11 +42,17 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class EngineCall:
-    """A request in the engine's words; `parses_tools` when its text holds tool calls that Stoker must read out."""
+    """A request in the engine's words, and as the bytes to send.
+
+    `parses_tools` when its text holds tool calls that Stoker must read out; `opens` are the characters that an answer
+    which a grammar of ours holds can begin with, none where no grammar holds it.
+    """
 
     path: str
     body: Mapping[str, Any]
+    encoded: bytes
     parses_tools: bool = False
+    opens: frozenset[str] = frozenset()
 
 
 def compose(request: GenerationRequest, capabilities: Capabilities, bounds: GenerationConfig, model: str) -> EngineCall:
@@ -66,8 +74,8 @@ def compose(request: GenerationRequest, capabilities: Capabilities, bounds: Gene
         _logprobs_of_completion(body, request.sampling, capabilities.dialect)
         prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
         body["prompt"] = prompt
-        _hold_format(body, request.response_format, capabilities, bounds)
-        return EngineCall("/v1/completions", body)
+        opens = _hold_format(body, request.response_format, capabilities, bounds)
+        return _call("/v1/completions", body, opens=opens)
     return _compose_chat(request, body, capabilities, bounds)
 
 
@@ -79,16 +87,29 @@ def _compose_chat(
         body["messages"] = list(request.messages)
         if use is not None:
             _native_tools(body, use)
-        if use is None or use.choice == "none":
-            _hold_format(body, request.response_format, capabilities, bounds)
-        return EngineCall("/v1/chat/completions", body)
+        held = request.response_format if use is None or use.choice == "none" else None
+        return _call("/v1/chat/completions", body, opens=_hold_format(body, held, capabilities, bounds))
     body["messages"] = tools.emulate(request.messages, use)
     grammar = tools.tool_grammar(use, bounds, request.response_format, capabilities.end) if use else None
+    opens: frozenset[str] = frozenset()
     if grammar is None:
-        _hold_format(body, request.response_format, capabilities, bounds)
+        opens = _hold_format(body, request.response_format, capabilities, bounds)
     elif capabilities.dialect == "llamacpp":
         body["grammar"] = grammar
-    return EngineCall("/v1/chat/completions", body, parses_tools=use is not None and use.choice != "none")
+    parses_tools = use is not None and use.choice != "none"
+    if parses_tools and capabilities.dialect == "llamacpp":
+        body["timings_per_token"] = True  # token counts at any moment: a model that repeats itself is not heard out
+    return _call("/v1/chat/completions", body, parses_tools=parses_tools, opens=opens)
+
+
+def _call(
+    path: str, body: Mapping[str, Any], *, parses_tools: bool = False, opens: frozenset[str] = frozenset()
+) -> EngineCall:
+    try:
+        encoded = orjson.dumps(body)
+    except TypeError as error:  # integers over 64 bits, texts with half a character
+        raise RequestError(f"the request holds something that JSON cannot write: {error}") from None
+    return EngineCall(path, body, encoded, parses_tools, opens)
 
 
 def _native_tools(body: dict[str, Any], use: ToolUse) -> None:
@@ -106,17 +127,22 @@ def _native_tools(body: dict[str, Any], use: ToolUse) -> None:
 
 def _hold_format(
     body: dict[str, Any], wanted: ResponseFormat | None, capabilities: Capabilities, bounds: GenerationConfig
-) -> None:
-    """Hold the answer in its shape: by our grammar where the engine takes one, else by asking for it."""
+) -> frozenset[str]:
+    """Hold the answer in its shape: by our grammar where the engine takes one, else by asking for it.
+
+    Returns the characters that an answer held by our grammar can begin with.
+    """
     if wanted is None:
-        return
+        return frozenset()
     if capabilities.dialect == "llamacpp":
-        body["grammar"] = tools.json_grammar(wanted, bounds)
-    elif wanted.schema is None:
+        body["grammar"], opens = tools.held_json(wanted, bounds)
+        return opens
+    if wanted.schema is None:
         body["response_format"] = {"type": "json_object"}
     else:
         schema = {"name": wanted.name, "schema": bounded(wanted.schema, bounds), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return frozenset()
 
 
 def _max_tokens(sampling: Sampling, bounds: GenerationConfig) -> int:
@@ -161,17 +187,17 @@ def read_event(event: Mapping[str, Any]) -> Chunk | None:
     Raises:
         StokerError: the event is an error.
     """
-    if "error" in event:
+    if event.get("error"):
         raise translate_error(500, event)
     choices = event.get("choices") or ()
-    usage = _usage(event.get("usage"))
+    usage = _usage(event.get("usage")) or _counted(event.get("timings"))
     if not choices:
         return Chunk(usage=usage) if usage else None
     choice = choices[0]
     delta = choice.get("delta")
     finish = _FINISH.get(choice.get("finish_reason") or "")
     calls: Sequence[Mapping[str, Any]] = ()
-    logprobs = ((choice.get("logprobs") or {}).get("content")) or ()
+    logprobs = _logprobs(choice.get("logprobs") or {})
     if delta is None:
         text, reasoning = choice.get("text") or "", ""
     else:
@@ -181,6 +207,23 @@ def read_event(event: Mapping[str, Any]) -> Chunk | None:
         return None
     deltas = tuple(_tool_call(call) for call in calls)
     return Chunk(text, reasoning, deltas, tuple(logprobs), finish, usage)
+
+
+def _logprobs(given: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Per-token objects; the older form of completions, parallel lists, is turned into them."""
+    if "tokens" not in given:
+        return given.get("content") or ()
+    tokens, own = given.get("tokens") or (), given.get("token_logprobs") or ()
+    others = given.get("top_logprobs") or [{}] * len(tokens)
+    return [
+        {
+            "token": token,
+            "logprob": 0.0 if logprob is None else logprob,  # a prompt's first token has none
+            "bytes": list(token.encode()),
+            "top_logprobs": [{"token": text, "logprob": value} for text, value in (alternatives or {}).items()],
+        }
+        for token, logprob, alternatives in zip(tokens, own, others, strict=False)
+    ]
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCallDelta:
@@ -195,11 +238,22 @@ def _usage(usage: Mapping[str, Any] | None) -> Usage | None:
     return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, cached)
 
 
+def _counted(timings: Mapping[str, Any] | None) -> Usage | None:
+    """Token counts so far, from llama.cpp's timings."""
+    if not timings:
+        return None
+    cached = timings.get("cache_n") or 0
+    return Usage(cached + (timings.get("prompt_n") or 0), timings.get("predicted_n") or 0, cached)
+
+
 PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/embeddings": "input"}
 
 
-def translate_error(status: int, body: Any, path: str = "") -> StokerError:
-    """An engine's HTTP error, or error event, to a call on `path`, in our terms."""
+def translate_error(status: int, body: Any, path: str = "", retry_after: float | None = None) -> StokerError:
+    """An engine's HTTP error, or error event, to a call on `path`, in our terms.
+
+    `retry_after` is what the engine's own `Retry-After` said, in seconds.
+    """
     error = body.get("error") if isinstance(body, Mapping) else None
     details: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
     message = str(details.get("message") or error or f"the engine answered with status {status}")
@@ -213,10 +267,16 @@ def translate_error(status: int, body: Any, path: str = "") -> StokerError:
             f"the prompt is longer than the model's context{figures}; shorten it",
             param=PROMPT_FIELDS.get(path, "messages"),
         )
+    return _by_status(status, message, retry_after)
+
+
+def _by_status(status: int, message: str, retry_after: float | None) -> StokerError:
+    if status in {401, 403}:
+        return EngineError("the upstream server refuses Stoker's credentials; the operator must mend `upstream_key`")
     if status in {404, 501}:
         return Unsupported(f"the engine does not do this: {message}")
     if status in {429, 503}:
-        return Overloaded(f"the engine is busy: {message}", retry_after=1)
+        return Overloaded(f"the engine is busy: {message}", retry_after=retry_after or 1)
     if 400 <= status < 500:  # noqa: PLR2004 - HTTP's client errors
         return RequestError(message)
     if status == 500 and "shutting down" in message:  # noqa: PLR2004

@@ -12,7 +12,7 @@ from stoker import __version__
 from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
 from stoker.http import docs, envelope, openai, operations, query
 from stoker.http.gateway import Gateway
-from stoker.http.middleware import Errors, RequestId
+from stoker.http.middleware import Arriving, Errors, RequestId
 from stoker.http.parse import Reader
 from stoker.service import Service
 
@@ -27,7 +27,8 @@ def build(service: Service) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         static_url="/docs/static",
     )
-    gateway = Gateway(service.settings, service.pipeline, Reader(service.settings))
+    arriving = Arriving(service.settings.limits.bodies_mib * 2**20)
+    gateway = Gateway(service.settings, service.pipeline, Reader(service.settings), arriving)
     app.include_router(query.router(gateway))
     app.include_router(openai.router(gateway))
     app.include_router(operations.router(service))

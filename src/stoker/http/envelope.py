@@ -40,7 +40,10 @@ def for_path(path: str, error: StokerError) -> tuple[bytes, bytes]:
 
 
 def retry_headers(error: StokerError) -> list[tuple[bytes, bytes]]:
-    """`Retry-After` in whole seconds (RFC 9110), when the error knows it."""
+    """`Retry-After` in whole seconds (RFC 9110), when the error knows it; else that trying again is pointless.
+
+    OpenAI's clients try every 5xx again by themselves, unless `x-should-retry` says otherwise.
+    """
     if error.retry_after is None:
-        return []
+        return [(b"x-should-retry", b"false")] if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else []
     return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from stoker.config import Settings
-from stoker.http.middleware import ClientGone, bounded_body
+from stoker.http.middleware import Arriving, ClientGone, bounded_body
 from stoker.http.parse import Reader
 from stoker.observability.record import Record
 from stoker.pipeline import Pipeline
@@ -27,10 +27,11 @@ class Gateway:
     settings: Settings
     pipeline: Pipeline
     reader: Reader
+    arriving: Arriving
 
     async def body(self, request: Request) -> bytes:
         """The request's body, bounded in size and time."""
-        return await bounded_body(request, self.settings.limits.body_bytes, self.settings.timeouts.body)
+        return await bounded_body(request, self.settings.limits.body_bytes, self.arriving, self.settings.timeouts.body)
 
     def principal(self, request: Request) -> Principal:
         """Who asks."""

@@ -6,13 +6,14 @@ import asyncio
 import re
 import uuid
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stoker.errors import PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
+from stoker.errors import Overloaded, PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
 from stoker.http.envelope import for_path, retry_headers
 from stoker.observability.logging import get_logger
 
@@ -118,17 +119,33 @@ async def respond(scope: Scope, send: Send, error: StokerError) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def bounded_body(request: Request, limit: int, seconds: float) -> bytes:
+@dataclass(slots=True)
+class Arriving:
+    """Bytes of all bodies that are arriving now, `limit` at the most."""
+
+    limit: int
+    held: int = 0
+
+    def take(self, octets: int) -> None:
+        """Hold some more; Overloaded when that is too much."""
+        if self.held + octets > self.limit:
+            raise Overloaded("too many large requests are arriving at once; try again later", retry_after=1)
+        self.held += octets
+
+
+async def bounded_body(request: Request, limit: int, arriving: Arriving, seconds: float) -> bytes:
     """The request's body.
 
     Args:
         request: with an unread body.
         limit: most bytes that are taken.
+        arriving: what all requests together hold.
         seconds: time in which it must arrive.
 
     Raises:
         PayloadTooLarge: by its announced or its real length.
         UnsupportedMediaType: it is compressed, which would get round the limit.
+        Overloaded: all bodies together are too large.
         BodyTimeout: it came too slowly.
         ClientGone: the client left before its end.
     """
@@ -139,18 +156,22 @@ async def bounded_body(request: Request, limit: int, seconds: float) -> bytes:
     if announced.isdigit() and int(announced) > limit:
         raise PayloadTooLarge(f"the body has {announced} bytes, and this server takes at most {limit}")
     parts: list[bytes] = []
-    size = 0
+    size = held = 0
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
                 if size > limit:
                     raise PayloadTooLarge(f"the body is longer than the {limit} bytes that this server takes")
+                arriving.take(len(part))
+                held += len(part)
                 parts.append(part)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
     except ClientDisconnect:
         raise ClientGone("the client closed the connection before its request was complete") from None
+    finally:
+        arriving.held -= held
     return b"".join(parts)
 
 

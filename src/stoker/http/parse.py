@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -104,8 +105,9 @@ class Reader:
                 prompt=prompt,
                 sampling=sampling,
                 principal=principal,
+                admitted=index > 0,
             )
-            for prompt in prompts
+            for index, prompt in enumerate(prompts)
         )
 
     def embeddings(
@@ -162,7 +164,7 @@ class Reader:
         specs = []
         for index, tool in enumerate(body.tools):
             parameters = tool.function.parameters or NO_PARAMETERS
-            self._check_depth(parameters, f"tools[{index}].function.parameters")
+            self._check_tree(parameters, f"tools[{index}].function.parameters")
             specs.append(ToolSpec(tool.function.name, tool.function.description or "", parameters))
         names = [spec.name for spec in specs]
         if len(set(names)) != len(names):
@@ -181,17 +183,21 @@ class Reader:
         if spec is None or spec.type == "text":
             return None
         if spec.type == "json_object":
-            self._check_depth(spec.plain_schema or {}, "response_format.schema")
+            self._check_tree(spec.plain_schema or {}, "response_format.schema")
             return ResponseFormat(spec.plain_schema)
         if spec.json_schema is None or spec.json_schema.json_schema is None:
             raise RequestError("response_format.json_schema.schema: is missing", param="response_format")
-        self._check_depth(spec.json_schema.json_schema, "response_format.json_schema.schema")
+        self._check_tree(spec.json_schema.json_schema, "response_format.json_schema.schema")
         return ResponseFormat(spec.json_schema.json_schema, spec.json_schema.name)
 
-    def _check_depth(self, tree: Any, param: str) -> None:
-        """Refuse JSON that is nested deeper than the configuration allows, without recursion."""
+    def _check_tree(self, tree: Any, param: str) -> None:
+        """Refuse JSON that is nested deeper than the configuration allows, or holds numbers that JSON does not keep.
+
+        Without recursion, for the tree may be as deep as a parser lets through.
+        """
         level = [tree]
         for _ in range(self._limits.nesting):
+            _check_numbers(level, param)
             level = [
                 child
                 for node in level
@@ -201,6 +207,15 @@ class Reader:
             if not level:
                 return
         raise RequestError(f"{param}: is nested more than {self._limits.nesting} levels deep", param=param)
+
+
+def _check_numbers(values: Sequence[Any], param: str) -> None:
+    """RFC 8259 knows no NaN and no infinity, and an integer over 64 bits arrives nowhere as it was sent."""
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{param}: holds a number that JSON cannot write; use a finite one", param=param)
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise RequestError(f"{param}: holds an integer over 64 bits; use a smaller one, or a string", param=param)
 
 
 def _check_stream_options(body: schemas.SamplingFields) -> None:

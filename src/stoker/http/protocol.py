@@ -15,10 +15,11 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stoker.config import TimeoutConfig
-from stoker.errors import RequestError
-from stoker.http.envelope import PROBLEM_TYPE, problem
+from stoker.errors import Overloaded, RequestError, StokerError
+from stoker.http.envelope import PROBLEM_TYPE, problem, retry_headers
 
 MAX_HEAD_BYTES = 64 * 1024
+MAX_PIPELINED = 16  # requests that a client sends ahead of their answers; RFC 9112 leaves the number to us
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -47,13 +48,16 @@ class Protocol(HttpToolsProtocol):
 
     Args:
         timeouts: `body` bounds the time of a head too; `unread` that of written bytes.
+        most: connections at once.
         options: uvicorn's own.
     """
 
-    def __init__(self, *, timeouts: TimeoutConfig, **options: Any) -> None:
+    def __init__(self, *, timeouts: TimeoutConfig, most: int, **options: Any) -> None:
         super().__init__(**options)
+        self._most = most
         self._timeouts = timeouts
         self._in_head = True
+        self._between = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
@@ -62,6 +66,9 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came; it may idle as long as between two requests."""
         super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._refuse(Overloaded(f"{self._most} connections are open already; try again later", retry_after=1))
+            return
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,7 +84,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in; a head that grows beyond its bound ends the connection."""
-        if self._in_head:
+        if self._in_head or self._between:
             data = _without_upgrade(data)
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
@@ -92,7 +99,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._in_head = True
+        self._in_head, self._between = True, False
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
@@ -102,6 +109,16 @@ class Protocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+        elif self.pipeline:
+            # uvicorn stops reading when requests queue up, and would not see that the client leaves
+            self.flow.resume_reading()
+
+    def on_message_complete(self) -> None:
+        """A request is complete; what follows on the connection is a head again."""
+        super().on_message_complete()
+        self._between = True
 
     def pause_writing(self) -> None:
         """The client does not read: it has a while to begin again."""
@@ -125,7 +142,7 @@ class Protocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _refuse(self, error: RequestError) -> None:
+    def _refuse(self, error: StokerError) -> None:
         """Say why and close, unless an answer to an earlier request is being written."""
         answering = self._answering
         if answering is not None and not answering.response_started:
@@ -134,7 +151,8 @@ class Protocol(HttpToolsProtocol):
         if answering is None or answering.disconnected or answering.response_complete:
             body = problem(error)
             head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-length: {len(body)}\r\n"
-            kind = b"content-type: " + PROBLEM_TYPE + b"\r\nconnection: close\r\n\r\n"
+            more = b"".join(name + b": " + value + b"\r\n" for name, value in retry_headers(error))
+            kind = more + b"content-type: " + PROBLEM_TYPE + b"\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode() + kind + body)
         self.transport.close()
 

@@ -6,9 +6,12 @@ parameters. Unknown fields are ignored on /v1, as other servers of open models d
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+LONGEST_LIST = 10_000
+"""Items in one list of a body, whatever the configuration allows; token ids are bounded by the body's size."""
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -19,6 +22,19 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+
+
+def _not_too_long(given: Any) -> Any:
+    """Refuse a mapping with too many entries before each of them can be complained of."""
+    if isinstance(given, dict) and len(given) > LONGEST_LIST:
+        raise ValueError(f"has {len(given)} entries, at most {LONGEST_LIST} are taken")
+    return given
+
+
+T = TypeVar("T")
+Listed = Annotated[list[T], Field(fail_fast=True, max_length=LONGEST_LIST)]
+"""A list whose first bad item ends the reading: one complaint for each item of a large body costs gigabytes."""
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -55,9 +71,9 @@ class ChatMessage(Wire):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Listed[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Listed[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -131,8 +147,8 @@ class SamplingFields(Wire):
     presence_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Seed | None = None
-    stop: StopString | list[StopString] | None = None
-    logit_bias: dict[TokenKey, Bias] | None = None
+    stop: StopString | Listed[StopString] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], BeforeValidator(_not_too_long)] | None = None
     n: Literal[1] | None = None
     """Answers to one prompt; only 1 is offered."""
     stream: bool | None = None
@@ -145,12 +161,12 @@ class SamplingFields(Wire):
 class ChatRequest(SamplingFields):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Listed[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormatSpec | None = None
-    tools: list[Tool] | None = None
+    tools: Listed[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     functions: None = None
@@ -160,7 +176,7 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """Body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Listed[str] | TokenIds | Listed[TokenIds]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
@@ -171,7 +187,7 @@ class EmbeddingsRequest(Wire):
     """Body of POST /v1/embeddings."""
 
     model: str | None = None
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: str | Listed[str] | TokenIds | Listed[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     timeout: Seconds | None = None
@@ -191,7 +207,7 @@ class QueryRequest(BaseModel):
     """Longest answer in tokens; small models at temperature 0 may repeat themselves up to it."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_p: Probability | None = None
-    stop: StopString | list[StopString] | None = None
+    stop: StopString | Listed[StopString] | None = None
     seed: Seed | None = None
     stream: bool = False
     cache: bool | None = None

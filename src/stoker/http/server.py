@@ -98,7 +98,10 @@ async def serve(
         server = _Server(
             uvicorn.Config(
                 build(service),
-                http=cast("type[asyncio.Protocol]", partial(Protocol, timeouts=settings.timeouts)),
+                http=cast(
+                    "type[asyncio.Protocol]",
+                    partial(Protocol, timeouts=settings.timeouts, most=settings.limits.connections),
+                ),
                 ws="none",
                 lifespan="off",
                 access_log=False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stoker.errors import EngineError, StokerError
 from stoker.observability.logging import get_logger
-from stoker.types import Chunk, FinishReason, ModelIdentity, Timings, Usage
+from stoker.types import FinishReason, ModelIdentity, Timings, Usage
 
 _log = get_logger("request")
 
@@ -29,12 +29,10 @@ class Record:
     disconnected: bool = False
     started: float = field(default_factory=time.monotonic)
 
-    def note(self, chunk: Chunk) -> None:
-        """Take from a chunk what the record keeps of it."""
-        if chunk.finish_reason is not None:
-            self.finish_reason = chunk.finish_reason
-        if chunk.usage is not None:
-            self.usage = self.usage + chunk.usage  # one call may hold several prompts
+    def note(self, finish_reason: FinishReason | None, usage: Usage) -> None:
+        """Take in what one answer came to, also one that was cut off; a call with several prompts has several."""
+        self.finish_reason = finish_reason or self.finish_reason
+        self.usage = self.usage + usage
 
     def served(self) -> ModelIdentity:
         """The model that answered; EngineError when none was chosen, which is a defect."""

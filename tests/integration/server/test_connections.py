@@ -23,7 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterat
     directory = tmp_path_factory.mktemp("connections")
     model = FakeModel(directory, model_path, plan={"slots": 2, "context": 1024})
     timeouts = {"body": 1.0, "unread": 1.0, "keep_alive": 2.0}
-    with Stoker(directory, {"models": [model.settings], "timeouts": timeouts}) as running:
+    limits = {"bodies_mib": 8, "connections": 100}
+    with Stoker(directory, {"models": [model.settings], "timeouts": timeouts, "limits": limits}) as running:
         yield running, model
 
 
@@ -119,6 +120,45 @@ def test_offers_of_other_protocols_do_not_lose_the_body(stoker: Stoker, header: 
     assert b"HTTP/1.1 200 OK" in answer
 
 
+def test_nor_do_they_on_a_connection_that_was_used_before(stoker: Stoker) -> None:
+    offer = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings"
+    with connect(stoker) as connection:
+        for _ in range(3):
+            connection.sendall(post(CHAT, offer))
+            answer = b""
+            while b'"usage"' not in answer:
+                part = connection.recv(65536)
+                assert part, answer
+                answer += part
+            assert status_of(answer) == 200, answer
+
+
+def test_bodies_that_arrive_together_are_bounded(stoker: Stoker) -> None:
+    head = b"POST /query HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+    clients = [connect(stoker) for _ in range(4)]
+    statuses = []
+    for client in clients:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(head + b"x" * 3_900_000)
+    for client in clients:
+        with contextlib.suppress(ConnectionError):
+            statuses.append(status_of(client.recv(65536)))
+        client.close()
+    assert 503 in statuses  # two of them fit into 8 MiB
+    assert httpx.post(stoker.url + "/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_connections_are_bounded_and_the_next_one_hears_why(stoker: Stoker) -> None:
+    clients = [connect(stoker) for _ in range(110)]
+    with contextlib.suppress(ConnectionError):
+        answer = clients[-1].recv(65536)
+        assert status_of(answer) == 503
+        assert b"retry-after" in answer
+    for client in clients:
+        client.close()
+    wait_for(lambda: httpx.post(stoker.url + "/v1/chat/completions", json=CHAT).status_code == 200)
+
+
 def test_http_1_0_is_answered_and_closed(stoker: Stoker) -> None:
     assert b"w4" in exchange(stoker, post({**CHAT, "stream": True}, version=b"1.0"))
 
@@ -129,10 +169,13 @@ def test_pipelined_requests_are_answered_in_order(stoker: Stoker) -> None:
     assert answer.index(b"chat.completion") < answer.index(b'"route"') < answer.index(b'{"status":"ok"}')
 
 
-def test_a_client_that_leaves_behind_pipelined_requests_frees_its_slot(stoker: Stoker, engine: FakeModel) -> None:
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_behind_pipelined_requests_frees_its_slot(
+    stoker: Stoker, engine: FakeModel, streaming: bool
+) -> None:
     engine.set("none", tokens=2000, delay=0.01)
     connection = connect(stoker)
-    connection.sendall(post({**CHAT, "stream": True}) * 3)
+    connection.sendall(post({**CHAT, "stream": streaming}) * 3)
     wait_for(lambda: running_requests(stoker) == 1)
     connection.close()
     wait_for(lambda: running_requests(stoker) == 0, 3)

@@ -272,6 +272,33 @@ def test_an_engine_that_is_given_up_later_shows_in_health(tmp_path: Path, model_
         assert "told to exit at start" in answer.json()["error"]["message"]
 
 
+def test_a_poisonous_request_does_not_take_the_model_down_for_good(tmp_path: Path, model_path: Path) -> None:
+    model = FakeModel(tmp_path, model_path)
+    settings = {
+        **QUICK,
+        "models": [model.settings],
+        "restart": {"backoff": 0.02, "backoff_max": 0.1, "give_up_after": 3},
+    }
+    with Stoker(tmp_path, settings) as stoker:
+        model.set("die_before")
+        for _ in range(2):
+            answer = ask(stoker.url)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
+            assert answer.headers["x-should-retry"] == "false"
+        model.set()
+        assert text_of(ask(stoker.url)) == "w0 w1 w2 w3 w4 "
+
+
+def test_long_embeddings_of_an_engine_without_figures_are_no_wedge(tmp_path: Path, model_path: Path) -> None:
+    model = FakeModel(tmp_path, model_path)
+    model.set("no_metrics", embed_delay=3.0)
+    settings = {"models": [model.settings], "timeouts": {"stall": 1.0}}
+    with Stoker(tmp_path, settings) as stoker:
+        answer = httpx.post(f"{stoker.url}/v1/embeddings", json={"input": "hello"}, timeout=60)
+        assert answer.status_code == 200
+        assert stoker.health()[1]["models"][0]["engines"][0]["stalls"] == 0
+
+
 def test_two_replicas_share_the_line_and_keep_prefixes_together(tmp_path: Path, model_path: Path) -> None:
     model = FakeModel(tmp_path, model_path, replicas=2, plan={"slots": 2, "context": 1024})
     with Stoker(tmp_path, {**QUICK, "models": [model.settings]}) as stoker:

@@ -150,6 +150,7 @@ class FakeEngine:
     def revive(self) -> None:
         if self.state not in {EngineState.READY, EngineState.STOPPED, EngineState.FAILED}:
             self.client = FakeClient(self)
+            self.props = {"chat_template_caps": {}}
             self._enter(EngineState.READY)
 
     def break_connections(self) -> None:
@@ -185,6 +186,7 @@ class House:
     replicas: int = 1
     places: int = 100
     tasks: list[asyncio.Task[str]] = field(default_factory=list)
+    answered: list[tuple[GenerationRequest, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings = PoolSettings(
@@ -206,15 +208,18 @@ class House:
         self.pool = ModelPool(settings, make)
         self.pool.start()
 
-    def arrive(self, words: int, patience: float = FAR) -> asyncio.Task[str]:
+    def arrive(self, words: int, patience: float = FAR, **more: Any) -> asyncio.Task[str]:
         """A request for so many words; the task's result is its text, or the name of its error."""
         deadline = asyncio.get_running_loop().time() + patience
-        message = {"role": "user", "content": str(words)}
-        request = GenerationRequest("r", "chat", "m", deadline, (message,), sampling=Sampling(max_tokens=words))  # type: ignore[arg-type]
+        fields = {"messages": ({"role": "user", "content": str(words)},), "sampling": Sampling(max_tokens=words)}
+        request = GenerationRequest("r", "chat", "m", deadline, **{**fields, **more})  # type: ignore[arg-type]
+        timings = Timings()
 
         async def ask() -> str:
-            async with contextlib.aclosing(self.pool.generate(request, Timings())) as chunks:
-                return "".join([chunk.text async for chunk in chunks])
+            async with contextlib.aclosing(self.pool.generate(request, timings)) as chunks:
+                text = "".join([chunk.text async for chunk in chunks])
+                self.answered.append((request, timings.engine))
+                return text
 
         return self._enter(ask())
 
@@ -462,6 +467,61 @@ def test_a_wait_beyond_the_deadline_is_refused_on_arrival_once_the_speed_is_know
         await house.settle()
         assert hopeless.result() == "Overloaded"
         await house.close()
+
+    run(scenario())
+
+
+def test_failures_and_departures_say_nothing_about_the_speed() -> None:
+    async def scenario() -> None:
+        house = House(slots=1)
+        house.engines[0].revive()
+        for _ in range(10):
+            house.arrive(2)
+        await asyncio.sleep(3 * 10)
+        known = house.pool.meter.wait(1000, 1)
+        for _ in range(20):
+            leaving = house.arrive(50)
+            await asyncio.sleep(0.01)
+            leaving.cancel()
+            await house.settle()
+        assert house.pool.meter.wait(1000, 1) == known > 0
+        house.tasks = [task for task in house.tasks if not task.cancelled()]
+        await house.close()
+
+    run(scenario())
+
+
+def test_the_later_prompts_of_a_call_pass_a_full_line_and_a_drain() -> None:
+    async def scenario() -> None:
+        house = House(slots=1, places=1)
+        house.engines[0].revive()
+        house.arrive(3)
+        house.arrive(1)
+        await house.settle()
+        house.pool.refuse_new()
+        house.arrive(1, admitted=True)
+        house.arrive(1)
+        assert await house.close() == [words(3), words(1), words(1), "NotReady"]
+
+    run(scenario())
+
+
+def test_who_has_waited_still_goes_where_its_prefix_is() -> None:
+    async def scenario() -> None:
+        house = House(slots=1, replicas=2)
+        for engine in house.engines:
+            engine.revive()
+        for _ in range(4):
+            for system in ("you are kind", "you are brief"):
+                said = ({"role": "system", "content": system}, {"role": "user", "content": "1"})
+                house.arrive(1, messages=(said[1], said[0]))
+        await house.close()
+        homes: dict[str, list[str]] = {}
+        for request, engine in house.answered:
+            homes.setdefault(str(request.messages[1]["content"]), []).append(engine)
+        assert len(house.answered) == 8
+        for engines in homes.values():
+            assert max(engines.count(name) for name in set(engines)) >= 3, homes
 
     run(scenario())
 

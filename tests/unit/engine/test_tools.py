@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -129,6 +130,12 @@ def test_history_that_the_caller_broke_still_renders() -> None:
     assert (shown[1]["content"] or "").startswith('I try.\n<tool_call>f({"broken)')
 
 
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a": "\\ud800"}', "1" * 5000])
+def test_no_earlier_arguments_do_more_than_look_strange(arguments: str) -> None:
+    shown = tools.emulate([{"role": "assistant", "content": None, "tool_calls": [call("a", "f", arguments)]}], None)
+    assert (shown[0]["content"] or "").encode().startswith(b"<tool_call>f(")
+
+
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
 def test_roles_alternate_for_templates_that_insist(choice: str) -> None:
     messages: list[Message] = [
@@ -209,9 +216,26 @@ def test_a_tools_mistake_names_the_tool() -> None:
 
 
 def test_an_answers_first_character_tells_whether_the_grammar_held() -> None:
-    assert tools.opens(ResponseFormat(None), BOUNDS) == {"{"}
-    assert tools.opens(ResponseFormat({"type": ["string", "null"]}), BOUNDS) == {'"', "n"}
-    assert tools.opens(ResponseFormat({"$defs": {"a": {"enum": [True, 5]}}, "$ref": "#/$defs/a"}), BOUNDS) == {"t", "5"}
-    assert "-" in tools.opens(ResponseFormat({"type": "array"}), BOUNDS) | tools.opens(
-        ResponseFormat({"type": "integer"}), BOUNDS
-    )
+    assert opens(ResponseFormat(None), BOUNDS) == {"{"}
+    assert opens(ResponseFormat({"type": ["string", "null"]}), BOUNDS) == {'"', "n"}
+    assert opens(ResponseFormat({"$defs": {"a": {"enum": [True, 5]}}, "$ref": "#/$defs/a"}), BOUNDS) == {"t", "5"}
+    assert "-" in opens(ResponseFormat({"type": "array"}), BOUNDS) | opens(ResponseFormat({"type": "integer"}), BOUNDS)
+
+
+def opens(wanted: ResponseFormat, bounds: GenerationConfig) -> frozenset[str]:
+    return tools.held_json(wanted, bounds)[1]
+
+
+def test_the_tools_of_one_request_share_their_limits() -> None:
+    parameters = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1500)}}
+    many = tuple(ToolSpec(f"f{number}", "", parameters) for number in range(4))
+    assert tools.tool_grammar(ToolUse(many[:2], "required"), BOUNDS)
+    with pytest.raises(RequestError, match="too large"):
+        tools.tool_grammar(ToolUse(many, "required"), BOUNDS)
+
+
+@pytest.mark.parametrize("key", ["minLength", "maxItems", "minimum", "maximum", "multipleOf"])
+def test_enormous_figures_in_schemas_are_mistakes_or_bounds(key: str) -> None:
+    kind = {"minLength": "string", "maxItems": "array"}.get(key, "integer")
+    with contextlib.suppress(RequestError):
+        tools.held_json(ResponseFormat({"type": kind, key: 10**400}), BOUNDS)

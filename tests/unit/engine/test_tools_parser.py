@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.config import GenerationConfig
 from stoker.engine.calls import JsonStream, Read, ToolCallParser, ToolStream, new_id
 from stoker.engine.grammar import JOINER, OPENER
 from stoker.errors import RequestError
-from stoker.types import Chunk, ResponseFormat, ToolSpec, ToolUse, Usage
+from stoker.types import Chunk, ToolSpec, ToolUse, Usage
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=12),
@@ -179,9 +178,9 @@ class TestStream:
 
 
 def test_json_that_does_not_begin_as_it_must_is_an_error() -> None:
-    stream = JsonStream(ResponseFormat(None), GenerationConfig())
+    stream = JsonStream(frozenset("{"))
     assert stream.feed(Chunk(usage=Usage(1, 1))) == (Chunk(usage=Usage(1, 1)),)
     assert stream.feed(Chunk('{"a')) == (Chunk('{"a'),)
     assert stream.feed(Chunk(" Hello")) == (Chunk(" Hello"),)
     with pytest.raises(RequestError, match="could not hold"):
-        JsonStream(ResponseFormat(None), GenerationConfig()).feed(Chunk("Hello"))
+        JsonStream(frozenset("{")).feed(Chunk("Hello"))

@@ -124,6 +124,34 @@ def test_errors(status: int, error: object, kind: type[StokerError]) -> None:
     assert type(translate_error(500, ["no mapping"])) is EngineError
 
 
+def test_an_upstreams_own_pause_is_passed_on_and_its_refusal_of_our_key_is_not_the_callers_fault() -> None:
+    assert translate_error(429, {"error": {"message": "slow down"}}, retry_after=17.0).retry_after == 17
+    refused = translate_error(401, {"error": {"message": "Incorrect API key sk-abc"}})
+    assert refused.status == 502
+    assert "sk-abc" not in refused.message
+
+
+def test_null_errors_and_the_older_logprobs_of_other_servers() -> None:
+    old = {"tokens": ["a", "b"], "token_logprobs": [None, -1.5], "top_logprobs": [None, {"b": -1.5, "c": -2.0}]}
+    chunk = read_event({"error": None, "choices": [{"text": "ab", "logprobs": old}]})
+    assert chunk is not None
+    assert [(token["token"], token["logprob"]) for token in chunk.logprobs] == [("a", 0.0), ("b", -1.5)]
+    assert [other["token"] for other in chunk.logprobs[1]["top_logprobs"]] == ["b", "c"]
+
+
+def test_timings_tell_the_tokens_so_far() -> None:
+    event = {"choices": [{"delta": {"content": "x"}}], "timings": {"cache_n": 5, "prompt_n": 7, "predicted_n": 3}}
+    chunk = read_event(event)
+    assert chunk is not None
+    assert chunk.usage == Usage(12, 3, 5)
+
+
+def test_what_json_cannot_write_is_the_callers_mistake() -> None:
+    tool = ToolSpec("f", "", {"type": "object", "properties": {"x": {"maximum": 10**30}}})
+    with pytest.raises(RequestError, match="64"):
+        compose(request(tool_use=ToolUse((tool,))), Capabilities(native_tools=True), BOUNDS, "m")
+
+
 def test_an_error_event_is_raised() -> None:
     with pytest.raises(EngineError, match="boom"):
         read_event({"error": {"code": 500, "message": "boom"}})

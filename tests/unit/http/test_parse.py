@@ -106,6 +106,33 @@ def test_deep_schemas_are_refused() -> None:
         chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
 
 
+@pytest.mark.parametrize("number", ["1e999", "18446744073709551616", "-9223372036854775809", "NaN"])
+def test_numbers_that_json_does_not_keep_are_refused_in_schemas(number: str) -> None:
+    raw = '{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema", "json_schema":'
+    raw += f'{{"name": "x", "schema": {{"type": "integer", "maximum": {number}}}}}}}}}'
+    with pytest.raises(RequestError):
+        READER.chat(read_body(schemas.ChatRequest, raw.encode()), {}, Principal())
+
+
+@pytest.mark.parametrize(
+    ("model", "raw"),
+    [
+        (schemas.CompletionRequest, b'{"prompt": [' + b"-1," * 50_000 + b"-1]}"),
+        (schemas.ChatRequest, b'{"messages": [' + b"0," * 50_000 + b"0]}"),
+        (schemas.ChatRequest, b'{"messages": [{"role": "user", "content": [' + b"0," * 50_000 + b"0]}]}"),
+        (
+            schemas.ChatRequest,
+            b'{"messages": [{"role": "user", "content": "x"}], "stop": [' + b'"",' * 50_000 + b'""]}',
+        ),
+        (schemas.EmbeddingsRequest, b'{"input": [' + b"[-1]," * 50_000 + b"[-1]]}"),
+    ],
+)
+def test_a_body_full_of_mistakes_is_not_complained_of_item_by_item(model: type, raw: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_body(model, raw)
+    assert "more)" not in caught.value.message
+
+
 def test_deadlines() -> None:
     now = time.monotonic()
     assert 299 < chat().deadline - now < 302

@@ -44,7 +44,7 @@ class FakePipeline:
                 await asyncio.Event().wait()
             yield Chunk(text=str(request.prompt))
             last = Chunk(finish_reason="stop", usage=Usage(1, 1))
-            record.note(last)
+            record.note(last.finish_reason, Usage(1, 1))
             yield last
         finally:
             self.busy -= 1

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -29,10 +30,14 @@ class Stoker:
         directory: an empty directory for the configuration, data and log.
         settings: the configuration file's content; port and data directory are added.
         wait: whether to wait for readiness.
+        files: file descriptors that the process may have.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], *, wait: bool = True) -> None:
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], *, wait: bool = True, files: int | None = None
+    ) -> None:
         self.directory = directory
+        self._files = files
         self.log_file = directory / "log"
         self.url = ""
         self._wait = wait
@@ -49,6 +54,8 @@ class Stoker:
             env={**environment, "TMPDIR": str(temporary)},
             cwd=self.directory,
         )
+        if self._files is not None:
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (self._files, self._files))
         if self._wait:
             self.wait_ready()
         return self

@@ -100,8 +100,8 @@ class GenerationRequest:
     """One generation, whatever route it came by.
 
     `deadline` is a `time.monotonic()` instant in seconds after which the answer is of no use to the caller.
-    Exactly one of `messages` (kind chat) and `prompt` (kind completion: text or token ids) is set. `admitted` marks the
-    later prompts of a call whose first one has been let in.
+    Exactly one of `messages` (kind chat) and `prompt` (kind completion: text or token ids) is set. `cache` says whether
+    a stored answer will do. `admitted` marks the later prompts of a call whose first one has been let in.
     """
 
     id: str
@@ -113,6 +113,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     tool_use: ToolUse | None = None
     response_format: ResponseFormat | None = None
+    cache: bool = True
     principal: Principal = field(default_factory=Principal)
     priority: Priority = Priority.INTERACTIVE
     admitted: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ def query(
 
     - `git diff | stoker query - --system "Summarise this change."`
     """
+    _read_anything()
     question = sys.stdin.read() if text in {None, "-"} else text
     body: dict[str, Any] = {"text": question, "temperature": temperature, "stream": not as_json}
     body |= {k: v for k, v in {"model": model, "system": system, "max_tokens": max_tokens}.items() if v is not None}
@@ -61,6 +63,7 @@ def chat(
     """
     from stoker.errors import StokerError
 
+    _read_anything()
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     opening = len(messages)
     while True:
@@ -90,6 +93,12 @@ def chat(
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer})
+
+
+def _read_anything() -> None:
+    """Bytes on standard input that are no UTF-8 become replacement characters; half characters are no JSON."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
 
 
 async def _print_stream(pieces: AsyncIterator[str]) -> str:

@@ -17,7 +17,7 @@ from stoker.config.access import (
     Scope,
 )
 from stoker.config.groups import Group
-from stoker.config.loading import load, read_yaml
+from stoker.config.loading import load, load_keys, read_yaml
 from stoker.config.serving import (
     CacheConfig,
     CacheType,
@@ -60,5 +60,6 @@ __all__ = [
     "TimeoutConfig",
     "default_data_dir",
     "load",
+    "load_keys",
     "read_yaml",
 ]

@@ -117,3 +117,9 @@ class KeyConfig(Group):
     """Whether its system prompts are taken as they are, without the guard's look at them."""
     expires: AwareDatetime | None = None
     """When it stops working; with a time zone."""
+
+
+class KeysFile(Group):
+    """What stands in a keys file."""
+
+    keys: tuple[KeyConfig, ...] = ()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError
 
+from stoker.config.access import KeyConfig, KeysFile
 from stoker.config.settings import ENV_PREFIX, ExactSettings, Settings
 from stoker.errors import ConfigError
 
 DEFAULT_FILE = Path("stoker.yaml")
+SECRETIVE = re.compile("key|secret|canary|redis|hash")
+"""Settings whose value is not repeated in errors."""
 OTHER_VARIABLES = frozenset({"CONFIG", "URL", "API_KEY"})
 """Variables after the prefix that are no settings: the file to read, and what `stoker query` and `chat` ask."""
 
@@ -44,13 +49,30 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
             settings = ExactSettings(**merged)
     except ValidationError as error:
         raise ConfigError(explain(error, origin)) from None
+    except SettingsError as error:  # a group given as JSON in one variable
+        named = re.search(r'field "(\w+)"', str(error))
+        variable = ENV_PREFIX + named[1].upper() if named else f"{ENV_PREFIX}..."
+        raise ConfigError(
+            f"{variable}: is not valid JSON; a group's values go one by one: {variable}__KEY=value"
+        ) from None
     return settings
+
+
+def load_keys(path: Path) -> tuple[KeyConfig, ...] | None:
+    """The keys in a keys file; None when there is no file. Raises ConfigError for one that is wrong."""
+    if not path.exists():
+        return None
+    try:
+        return KeysFile(**read_yaml(path)).keys
+    except (ValidationError, TypeError) as error:
+        reason = explain(error, path) if isinstance(error, ValidationError) else f"{path}: {error}"
+        raise ConfigError(reason) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a configuration file into a mapping; raises ConfigError when that cannot be done."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name another file with --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -60,6 +82,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise ConfigError(f"{path}: must hold `key: value` lines at the top; `stoker config init` writes an example")
     return document
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags of Python's, in which a key that is there twice is an error, as YAML 1.2 says (3.2.1.3)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, or a complaint about its double key with the line."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key != "<<" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def explain(error: ValidationError, origin: Path | None) -> str:
@@ -73,7 +111,7 @@ def explain(error: ValidationError, origin: Path | None) -> str:
             lines.append(f"{key}: unknown key" + (f"; known here: {known}" if known else ""))
             continue
         value = problem["input"] if not isinstance(problem["input"], (dict, BaseModel)) else None
-        shown = "" if value is None or "key" in key else f" = {value!r}"
+        shown = "" if value is None or SECRETIVE.search(key) else f" = {value!r}"
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{key}{shown}: {message}" if key else message)
     variable = ENV_PREFIX + "<KEY>"

@@ -43,7 +43,7 @@ class ModelConfig(Group):
     """What callers write in `model`."""
     source: str | None = None
     """A path, a stored `name[@version]`, or an address that `stoker models add` understands."""
-    upstream: str | None = Field(default=None, pattern=r"^https?://")
+    upstream: str | None = Field(default=None, pattern=r"^https?://[^/\s]")
     """Base address of an OpenAI-compatible server, without `/v1`; instead of `source`."""
     upstream_model: str | None = None
     """The model's name at the upstream server. Default: `name`."""
@@ -146,6 +146,8 @@ class CacheConfig(Group):
 
     policy: Literal["off", "deterministic", "all"] = "deterministic"
     """What is stored: nothing; answers at temperature 0 or with a seed; every complete answer."""
+    cut_off: bool = False
+    """Whether answers that ended at `max_tokens` are stored too; they are whole only as far as the caller wanted."""
     ttl: float = Field(default=3600.0, gt=0, le=31_536_000)
     """Seconds for which a stored answer is good."""
     max_mib: float = Field(default=64.0, gt=0, le=1_048_576)

@@ -1,6 +1,6 @@
 """Read emulated tool calls out of an answer's text while it streams.
 
-The form is `<tool_call>name({...})`, held by `grammar.tool_grammar`; text may stand before the first call. Pieces
+The form is `<tool_call>name({...})`, held by `grammar.held_tools`; text may stand before the first call. Pieces
 arrive cut anywhere, so the parser keeps back only what may be the beginning of a call. Small models, free to make
 several calls, like to repeat one word for word: a call equal to an earlier one of the same answer is dropped, and the
 answer counts as settled.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, Literal
 
-from stoker.engine.grammar import JOINER, OPENER
+from stoker.engine.grammar import JOINER, OPENER, HeldJson
+from stoker.engine.shape import Shape
 from stoker.errors import RequestError
 from stoker.types import Chunk, FinishReason, ToolCallDelta, ToolUse
 
@@ -92,9 +94,9 @@ class ToolCallParser:
 
     def finish(self) -> Read:
         """The text has ended: what was kept back as a possible beginning of a call was text after all."""
-        if self._state == "text":
+        if self._state == "text" and not self._must_call:
             self._text.append(self._buffer)
-        elif self._state == "name":
+        elif self._state == "name" and not self._must_call:
             self._text.append(OPENER + self._buffer)
         elif self._state == "arguments":
             self._give_arguments()
@@ -205,8 +207,10 @@ def _possible_opening(text: str) -> int:
 class ToolStream:
     """The same for a stream of chunks: text in, text and tool calls out, the finish reason put right."""
 
-    def __init__(self, use: ToolUse | None = None) -> None:
+    def __init__(self, use: ToolUse | None = None, shapes: Mapping[str, Shape] = MappingProxyType({})) -> None:
         self._parser = ToolCallParser(must_call=use is not None and use.choice in {"required", "named"})
+        self._shapes = shapes
+        self._made: dict[int, tuple[str, str]] = {}
 
     @property
     def settled(self) -> bool:
@@ -217,7 +221,7 @@ class ToolStream:
         """What the caller of the model sees of a chunk; nothing when its text is kept back.
 
         Raises:
-            RequestError: a call had to come and something else did.
+            RequestError: a call had to come and something else did, or one came that its schema does not accept.
         """
         read = self._parser.feed(chunk.text)
         text, calls = read.text, read.calls
@@ -226,15 +230,32 @@ class ToolStream:
             finish = self._finish(finish)
             rest = self._parser.finish()
             text, calls = text + rest.text, calls + rest.calls
+        for delta in calls:
+            name, arguments = self._made.get(delta.index, ("", ""))
+            self._made[delta.index] = (delta.name or name, arguments + delta.arguments)
+        if finish == "tool_calls":
+            self._check()
         seen = replace(chunk, text=text, tool_calls=chunk.tool_calls + calls, finish_reason=finish)
         return (seen,) if seen != Chunk() else ()
 
     def _finish(self, reason: FinishReason) -> FinishReason:
         if self._parser.settled:
             return "tool_calls"
-        if reason == "stop" and self._parser.called and not self._parser.cut:
+        if reason == "stop" and self._parser.cut:
+            return "length"  # a stop string of the caller's came inside a call
+        if reason == "stop" and self._parser.called:
             return "tool_calls"
         return reason
+
+    def _check(self) -> None:
+        """What came is what the grammar was to hold; where it is not, the engine did not apply it."""
+        for name, arguments in self._made.values():
+            shape = self._shapes.get(name)
+            if shape is not None and (problem := shape.problem(arguments)):
+                raise RequestError(
+                    f"the engine could not hold a call of {name!r} to its schema ({problem}); simplify its parameters",
+                    param="tools",
+                )
 
 
 class JsonStream:
@@ -243,20 +264,25 @@ class JsonStream:
     settled = False
     """A JSON answer ends by itself."""
 
-    def __init__(self, opens: frozenset[str]) -> None:
-        self._opens = opens
-        self._begun = False
+    def __init__(self, held: HeldJson) -> None:
+        self._held = held
+        self._text: list[str] = []
 
     def feed(self, chunk: Chunk) -> tuple[Chunk, ...]:
         """The chunk as it is.
 
         Raises:
-            RequestError: the answer's first character is not one of its shape.
+            RequestError: the answer begins as its shape cannot, or ended by itself without having it.
         """
-        if chunk.text and not self._begun:
-            if chunk.text[0] not in self._opens:
-                raise RequestError(
-                    "the engine could not hold the answer to the schema; simplify it", param="response_format"
-                )
-            self._begun = True
+        if chunk.text and not self._text and chunk.text[0] not in self._held.opens:
+            raise self._refusal("it begins with something else")
+        self._text.append(chunk.text)
+        if chunk.finish_reason == "stop" and (problem := self._held.shape.problem("".join(self._text))):
+            raise self._refusal(problem)
         return (chunk,)
+
+    @staticmethod
+    def _refusal(problem: str) -> RequestError:
+        return RequestError(
+            f"the engine could not hold the answer to the schema ({problem}); simplify it", param="response_format"
+        )

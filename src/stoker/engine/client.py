@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import aiohttp
 import orjson
 
 from stoker.engine.wire import EngineCall, read_event, translate_error
-from stoker.errors import DeadlineExceeded, EngineDied, EngineError
+from stoker.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
 from stoker.types import Chunk, Usage
 
 PROBE_TIMEOUT_S = 2.0
@@ -32,7 +33,10 @@ class EngineClient:
     has left without a sign of life from the engine since it came.
     """
 
-    def __init__(self, base: str, connector: aiohttp.BaseConnector, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, base: str, connector: aiohttp.BaseConnector, headers: Mapping[str, str], *, remote: bool = False
+    ) -> None:
+        self._remote = remote
         self.inflight = 0
         self.doubted = False
         self.last_token_at: float | None = None
@@ -56,7 +60,8 @@ class EngineClient:
     def upstream(cls, url: str, key: str | None) -> Self:
         """A client of the OpenAI-compatible server at `url` (without `/v1`)."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return cls(url.rstrip("/").removesuffix("/v1"), aiohttp.TCPConnector(force_close=True, limit=0), headers)
+        base = url.rstrip("/").removesuffix("/v1")
+        return cls(base, aiohttp.TCPConnector(force_close=True, limit=0), headers, remote=True)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -77,8 +82,8 @@ class EngineClient:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S), self._session.get(f"{self._base}/health") as response:
                 return response.status == 200  # noqa: PLR2004 - HTTP OK
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return out_of_files(error)  # then nobody knows, and the benefit of the doubt is the engine's
 
     async def computes(self, patience: float) -> bool | None:
         """Whether the engine still computes: llama.cpp tells its figures between two steps of work, and only then.
@@ -179,6 +184,8 @@ class EngineClient:
         except TimeoutError:
             raise DeadlineExceeded(f"the deadline passed while {doing}") from None
         except (aiohttp.ClientError, OSError) as error:
+            if out_of_files(error):  # says nothing about the engine
+                raise Overloaded("this server has too many connections open; try again later", retry_after=1) from None
             raise EngineDied(f"the connection to the engine broke ({type(error).__name__})") from None
         finally:
             self.inflight -= 1
@@ -225,6 +232,9 @@ class EngineClient:
         except orjson.JSONDecodeError:
             body = {"error": raw[:200].decode("utf-8", "replace").strip()}
         pause = response.headers.get("Retry-After", "")  # a date, which HTTP allows too, is not worth reading
+        if response.status == 404 and self._remote:  # noqa: PLR2004 - HTTP Not Found
+            where = f"the upstream server does not offer {path}, or not this model"
+            return EngineError(f"{where}; the operator must mend `upstream` or `upstream_model`")
         return translate_error(response.status, body, path, float(pause) if pause.isdecimal() else None)
 
     async def _get(self, path: str) -> Mapping[str, Any]:
@@ -245,6 +255,11 @@ class EngineClient:
         if afresh and not self._readers:
             self._last_activity = time.monotonic()
         self._readers += 1
+
+
+def out_of_files(error: BaseException) -> bool:
+    """Whether this process, or the whole system, has no file descriptor left (errno EMFILE, ENFILE)."""
+    return getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}
 
 
 def _chunk_of(payload: bytes) -> Chunk | None:

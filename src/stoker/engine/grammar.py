@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stoker.config import GenerationConfig
 from stoker.engine.schema import bounded
 from stoker.engine.schema_limits import Budget
+from stoker.engine.shape import Shape
 from stoker.errors import RequestError
 from stoker.types import JsonObject, ResponseFormat, ToolSpec, ToolUse
 
@@ -32,22 +34,38 @@ MAX_GRAMMAR: Final = 1_000_000
 """Characters of one grammar; the engine compiles it anew for every request, at about 10 MB/s."""
 
 
-def held_json(wanted: ResponseFormat, bounds: GenerationConfig) -> tuple[str, frozenset[str]]:
-    """The grammar of an answer that is JSON of the wanted schema, or any JSON object, and the characters that such an
-    answer can begin with: another one means that the engine did not apply it.
+@dataclass(frozen=True, slots=True)
+class HeldJson:
+    """How a JSON answer is held: its grammar, the characters that it can begin with, and its shape."""
+
+    grammar: str
+    opens: frozenset[str]
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTools:
+    """How tool calls are held: a grammar, None where tools hold nothing, and the shape of each function's arguments."""
+
+    grammar: str | None = None
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+def held_json(wanted: ResponseFormat, bounds: GenerationConfig) -> HeldJson:
+    """What holds an answer that is JSON of the wanted schema, or any JSON object.
 
     Raises:
         RequestError: the schema cannot be held (see `schema.bounded`).
     """
     schema = _answer_schema(wanted, bounds)
     grammar = _checked(f"{_HEADER}start: {_json(schema)}\n", "response_format")
-    return grammar, frozenset(_openings(schema, schema.get("$defs", {})))
+    return HeldJson(grammar, frozenset(_openings(schema, schema.get("$defs", {}))), Shape(schema))
 
 
-def tool_grammar(
+def held_tools(
     use: ToolUse, bounds: GenerationConfig, wanted: ResponseFormat | None = None, end: str = ""
-) -> str | None:
-    """The grammar of an answer with emulated tool calls; None where tools hold nothing (choice `none`, no tools).
+) -> HeldTools:
+    """What holds an answer with emulated tool calls; nothing with choice `none` or without tools.
 
     `required` gives one call, or a list where `parallel` allows it; `named` exactly one of that function; `auto` either
     text (or JSON, where `wanted` is given too), or text and then calls.
@@ -65,11 +83,13 @@ def tool_grammar(
     """
     tools = offered(use)
     if not tools:
-        return None
+        return HeldTools()
     more = bounds.parallel_tool_calls - 1 if use.parallel and use.choice != "named" else 0
     repeated = f' ("{JOINER}{OPENER}" call){{0,{more}}}' if more else ""
     budget = Budget()
-    rules = [f"calls: call{repeated}", "call: " + "\n  | ".join(_call(tool, bounds, budget) for tool in tools)]
+    schemas = {tool.name: _arguments(tool, bounds, budget) for tool in tools}
+    calls = [f'{json.dumps(f"{name}(")} {_json(schema)} ")"' for name, schema in schemas.items()]
+    rules = [f"calls: call{repeated}", "call: " + "\n  | ".join(calls)]
     stop = f" {end}?" if _SPECIAL_TOKEN.fullmatch(end) else ""
     if use.choice != "auto":
         rules.insert(0, f'start: "{OPENER}" calls{stop}')
@@ -80,7 +100,8 @@ def tool_grammar(
         rules.insert(0, f"start: (TEXT | lead calls){stop}")
         rules.append(f"lead[lazy]: /(?s:.*){OPENER}/")
         rules.append(f"TEXT: ~/(?s:.*){OPENER}(?s:.*)/")
-    return _checked(_HEADER + "\n".join(rules) + "\n", "tools")
+    grammar = _checked(_HEADER + "\n".join(rules) + "\n", "tools")
+    return HeldTools(grammar, {name: Shape(schema) for name, schema in schemas.items()})
 
 
 def offered(use: ToolUse) -> tuple[ToolSpec, ...]:
@@ -106,17 +127,16 @@ def _answer_schema(wanted: ResponseFormat, bounds: GenerationConfig) -> dict[str
     return bounded(_ANY_OBJECT if wanted.schema is None else wanted.schema, bounds, "response_format")
 
 
-def _call(tool: ToolSpec, bounds: GenerationConfig, budget: Budget) -> str:
+def _arguments(tool: ToolSpec, bounds: GenerationConfig, budget: Budget) -> dict[str, Any]:
     parameters = dict(tool.parameters)
     if not parameters.keys() & {"properties", "$ref", "anyOf", "allOf", "oneOf", "additionalProperties"}:
         parameters["properties"] = {}  # OpenAI: a function without parameters takes none
     if "$ref" not in parameters:
         parameters.setdefault("type", "object")
     try:
-        schema = bounded(parameters, bounds, "tools", budget)
+        return bounded(parameters, bounds, "tools", budget)
     except RequestError as error:
         raise RequestError(f"tool {tool.name!r}: {error.message}", param="tools") from None
-    return f'{json.dumps(f"{tool.name}(")} {_json(schema)} ")"'
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from stoker.types import (
 ATTEMPTS = 5  # a request that saw so many engines die under it is likelier their cause than their victim
 AFFINITY_ENTRIES = 1024
 METER_SAMPLES = 8
+LONG_AWAY_S = 20.0  # a restart is sooner over; a server by URL that is away for longer may be so for hours
 EMBEDDING_BATCH = 8  # inputs in one call, so that long lists show progress to the watchdog and yield to deadlines
 
 
@@ -216,9 +217,9 @@ class ModelPool:
             raise EngineDied("the engine is gone")
         reader: tools.ToolStream | tools.JsonStream | None = None
         if call.parses_tools:
-            reader = tools.ToolStream(request.tool_use)
-        elif call.opens:
-            reader = tools.JsonStream(call.opens)
+            reader = tools.ToolStream(request.tool_use, call.shapes)
+        elif call.json is not None:
+            reader = tools.JsonStream(call.json)
         async with contextlib.aclosing(client.stream(call, request.deadline)) as chunks:
             async for chunk in chunks:
                 if reader is None:
@@ -303,6 +304,8 @@ class ModelPool:
             raise NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}")
         if ticket.served or ticket.admitted:
             return
+        if min(engine.away_s for engine in self.engines) > LONG_AWAY_S:
+            raise NotReady(f"model {self.settings.identity.name} is away: {self.trouble()}", retry_after=5)
         if self._draining:
             raise NotReady("the server is stopping; send the request to another replica", retry_after=5)
         wait = self.expected_wait()

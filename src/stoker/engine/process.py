@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker.config import RestartConfig
-from stoker.engine.client import EngineClient
+from stoker.engine.client import EngineClient, out_of_files
 from stoker.errors import EngineDied, EngineError
 from stoker.observability.logging import get_logger
 
@@ -64,6 +64,7 @@ class Engine(ABC):
         self.stalls = 0
         self.load_seconds = 0.0
         self.last_error: str | None = None
+        self._away_since: float | None = None
         self.props: Mapping[str, Any] = {}
         self.client: EngineClient | None = None
         self._on_change = on_change
@@ -74,9 +75,22 @@ class Engine(ABC):
     async def run(self) -> None:
         """Own the engine's life until `stop`."""
 
+    @property
+    def away_s(self) -> float:
+        """Seconds for which it has not been ready after it had been, or had failed; 0 while it is, or first loads."""
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+
     def stop(self) -> None:
         """Ask the owner to end."""
         self._stopping.set()
+
+    def _enter(self, state: EngineState) -> None:
+        if state is EngineState.READY:
+            self._away_since = None
+        elif state is EngineState.RESTARTING and self._away_since is None:
+            self._away_since = time.monotonic()
+        self.state = state
+        self._on_change()
 
     def note_success(self) -> None:  # noqa: B027 - by default there is nothing to forget
         """A request was answered in full."""
@@ -185,6 +199,8 @@ class EngineProcess(Engine):
                 start_new_session=True,  # Ctrl-C in a terminal must reach the gateway only
             )
         except OSError as error:
+            if out_of_files(error):
+                self._false_starts -= 1  # no fault of the engine's
             return f"cannot be started: {error}"
         self._child, self.pid = child, child.pid
         self.client = EngineClient.local(socket)
@@ -314,7 +330,3 @@ class EngineProcess(Engine):
         said = next((line for line in reversed(self._tail) if "error" in line.lower()), None)
         last = said or (self._tail[-1] if self._tail else "it said nothing")
         return f"exited with status {code}: {last}"
-
-    def _enter(self, state: EngineState) -> None:
-        self.state = state
-        self._on_change()

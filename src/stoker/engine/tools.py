@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from stoker.engine.calls import JsonStream, ToolCallParser, ToolStream
-from stoker.engine.grammar import JOINER, OPENER, held_json, offered, tool_grammar
+from stoker.engine.grammar import JOINER, OPENER, HeldJson, HeldTools, held_json, held_tools, offered
 from stoker.types import Message, ToolSpec, ToolUse
 
 __all__ = [
+    "HeldJson",
+    "HeldTools",
     "JsonStream",
     "ToolCallParser",
     "ToolStream",
     "emulate",
     "held_json",
+    "held_tools",
     "signature",
-    "tool_grammar",
     "wants_emulation",
 ]
 

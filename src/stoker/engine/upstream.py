@@ -57,5 +57,4 @@ class UpstreamEngine(Engine):
     def _enter(self, state: EngineState) -> None:
         if state is not self.state:
             self._log.info("upstream", state=str(state), url=self._url, error=self.last_error)
-            self.state = state
-            self._on_change()
+            super()._enter(state)

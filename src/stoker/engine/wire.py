@@ -7,7 +7,7 @@ Sources: https://platform.openai.com/docs/api-reference and llama.cpp `tools/ser
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -15,6 +15,7 @@ import orjson
 from stoker.config import GenerationConfig
 from stoker.engine import tools
 from stoker.engine.schema import bounded
+from stoker.engine.shape import Shape
 from stoker.errors import ContextOverflow, EngineDied, EngineError, Overloaded, RequestError, StokerError, Unsupported
 from stoker.types import Chunk, GenerationRequest, ResponseFormat, Sampling, ToolCallDelta, ToolUse, Usage
 
@@ -44,15 +45,16 @@ class Capabilities:
 class EngineCall:
     """A request in the engine's words, and as the bytes to send.
 
-    `parses_tools` when its text holds tool calls that Stoker must read out; `opens` are the characters that an answer
-    which a grammar of ours holds can begin with, none where no grammar holds it.
+    `parses_tools` when its text holds tool calls that Stoker must read out, with the `shapes` of their arguments where
+    a grammar holds them; `json` is how a JSON answer is held, None where no grammar of ours holds it.
     """
 
     path: str
     body: Mapping[str, Any]
     encoded: bytes
     parses_tools: bool = False
-    opens: frozenset[str] = frozenset()
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    json: tools.HeldJson | None = None
 
 
 def compose(request: GenerationRequest, capabilities: Capabilities, bounds: GenerationConfig, model: str) -> EngineCall:
@@ -74,8 +76,8 @@ def compose(request: GenerationRequest, capabilities: Capabilities, bounds: Gene
         _logprobs_of_completion(body, request.sampling, capabilities.dialect)
         prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
         body["prompt"] = prompt
-        opens = _hold_format(body, request.response_format, capabilities, bounds)
-        return _call("/v1/completions", body, opens=opens)
+        held = _hold_format(body, request.response_format, capabilities, bounds)
+        return _call("/v1/completions", body, json=held)
     return _compose_chat(request, body, capabilities, bounds)
 
 
@@ -87,29 +89,29 @@ def _compose_chat(
         body["messages"] = list(request.messages)
         if use is not None:
             _native_tools(body, use)
-        held = request.response_format if use is None or use.choice == "none" else None
-        return _call("/v1/chat/completions", body, opens=_hold_format(body, held, capabilities, bounds))
+        wanted = request.response_format if use is None or use.choice == "none" else None
+        return _call("/v1/chat/completions", body, json=_hold_format(body, wanted, capabilities, bounds))
     body["messages"] = tools.emulate(request.messages, use)
-    grammar = tools.tool_grammar(use, bounds, request.response_format, capabilities.end) if use else None
-    opens: frozenset[str] = frozenset()
-    if grammar is None:
-        opens = _hold_format(body, request.response_format, capabilities, bounds)
+    held = tools.held_tools(use, bounds, request.response_format, capabilities.end) if use else tools.HeldTools()
+    json, shapes = None, held.shapes
+    if held.grammar is None:
+        json = _hold_format(body, request.response_format, capabilities, bounds)
     elif capabilities.dialect == "llamacpp":
-        body["grammar"] = grammar
+        body["grammar"] = held.grammar
+    else:
+        shapes = {}  # nothing holds them, and what the server makes of them is its own affair
     parses_tools = use is not None and use.choice != "none"
     if parses_tools and capabilities.dialect == "llamacpp":
         body["timings_per_token"] = True  # token counts at any moment: a model that repeats itself is not heard out
-    return _call("/v1/chat/completions", body, parses_tools=parses_tools, opens=opens)
+    return _call("/v1/chat/completions", body, parses_tools=parses_tools, shapes=shapes, json=json)
 
 
-def _call(
-    path: str, body: Mapping[str, Any], *, parses_tools: bool = False, opens: frozenset[str] = frozenset()
-) -> EngineCall:
+def _call(path: str, body: Mapping[str, Any], **more: Any) -> EngineCall:
     try:
         encoded = orjson.dumps(body)
     except TypeError as error:  # integers over 64 bits, texts with half a character
         raise RequestError(f"the request holds something that JSON cannot write: {error}") from None
-    return EngineCall(path, body, encoded, parses_tools, opens)
+    return EngineCall(path, body, encoded, **more)
 
 
 def _native_tools(body: dict[str, Any], use: ToolUse) -> None:
@@ -127,22 +129,20 @@ def _native_tools(body: dict[str, Any], use: ToolUse) -> None:
 
 def _hold_format(
     body: dict[str, Any], wanted: ResponseFormat | None, capabilities: Capabilities, bounds: GenerationConfig
-) -> frozenset[str]:
-    """Hold the answer in its shape: by our grammar where the engine takes one, else by asking for it.
-
-    Returns the characters that an answer held by our grammar can begin with.
-    """
+) -> tools.HeldJson | None:
+    """Hold the answer in its shape: by our grammar where the engine takes one, else by asking for it."""
     if wanted is None:
-        return frozenset()
+        return None
     if capabilities.dialect == "llamacpp":
-        body["grammar"], opens = tools.held_json(wanted, bounds)
-        return opens
+        held = tools.held_json(wanted, bounds)
+        body["grammar"] = held.grammar
+        return held
     if wanted.schema is None:
         body["response_format"] = {"type": "json_object"}
     else:
         schema = {"name": wanted.name, "schema": bounded(wanted.schema, bounds), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return frozenset()
+    return None
 
 
 def _max_tokens(sampling: Sampling, bounds: GenerationConfig) -> int:

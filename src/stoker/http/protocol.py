@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,7 @@ from stoker.errors import Overloaded, RequestError, StokerError
 from stoker.http.envelope import PROBLEM_TYPE, problem, retry_headers
 
 MAX_HEAD_BYTES = 64 * 1024
+SEND_BUFFER_BYTES = 128 * 1024
 MAX_PIPELINED = 16  # requests that a client sends ahead of their answers; RFC 9112 leaves the number to us
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
@@ -66,6 +68,9 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came; it may idle as long as between two requests."""
         super().connection_made(transport)
+        if (connection := transport.get_extra_info("socket")) is not None:
+            # The system would take megabytes for a client that reads nothing, and we would not notice it for minutes.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if len(self.connections) > self._most:
             self._refuse(Overloaded(f"{self._most} connections are open already; try again later", retry_after=1))
             return

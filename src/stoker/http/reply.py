@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from stoker.errors import EngineError, StokerError
 from stoker.http.envelope import retry_headers
@@ -56,11 +56,13 @@ class Reply(Response):
         self._record = record
         self._stream = stream
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply; returns early, without an exception, when the client leaves."""
         watcher = asyncio.create_task(self._watch(receive, asyncio.current_task()))
         try:
-            if self._stream:
+            if self._stream and scope.get("http_version") == "1.0":
+                await self._send_stream(_Gathered(send))
+            elif self._stream:
                 await self._send_stream(send)
             else:
                 await self._send_whole(send)
@@ -156,6 +158,28 @@ class Reply(Response):
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *retry_headers(error)]
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await _body(send, body, more=False)
+
+
+class _Gathered:
+    """Sends a stream in one piece: HTTP/1.0 knows no chunks, and without them an end cannot be told from a break."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message = {}
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        """Keep a part; with the last one, send all."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body"):
+            return
+        body = b"".join(self._parts)
+        headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
+        await self._send({**self._start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _body(send: Send, body: bytes, *, more: bool) -> None:

@@ -35,6 +35,7 @@ T = TypeVar("T")
 Listed = Annotated[list[T], Field(fail_fast=True, max_length=LONGEST_LIST)]
 """A list whose first bad item ends the reading: one complaint for each item of a large body costs gigabytes."""
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+One = Annotated[int, Field(ge=1, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -149,7 +150,7 @@ class SamplingFields(Wire):
     seed: Seed | None = None
     stop: StopString | Listed[StopString] | None = None
     logit_bias: Annotated[dict[TokenKey, Bias], BeforeValidator(_not_too_long)] | None = None
-    n: Literal[1] | None = None
+    n: One | None = None
     """Answers to one prompt; only 1 is offered."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -178,7 +179,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: str | Listed[str] | TokenIds | Listed[TokenIds]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Literal[1] | None = None
+    best_of: One | None = None
     echo: Literal[False] | None = None
     suffix: None = None
 

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import math
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from stoker.observability.logging import get_logger
 from stoker.service import Service, running
 
 BACKLOG = 2048
+RESERVED_FILES = 192  # for engines (one connection a running request), stores, files and the logs
 LAST_WORDS_S = 5.0  # for responses that are being written when the engines are gone
 _log = get_logger("server")
 
@@ -60,6 +62,24 @@ def bind(host: str, port: int) -> socket.socket:
         raise StartupError(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host") from None
     listener.setblocking(False)
     return listener
+
+
+def connections_within(wanted: int) -> int:
+    """How many connections may be open at once: as wanted, or as many as leave file descriptors for everything else.
+
+    The process's limit is raised as far as the system lets it; engines, stores and files need some of it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    most = min(wanted, max(soft - RESERVED_FILES, soft // 4))
+    if most < wanted:
+        _log.warning("fewer connections than configured, by the limit of open files", connections=most, files=soft)
+    return most
 
 
 def is_loopback(host: str) -> bool:
@@ -100,7 +120,7 @@ async def serve(
                 build(service),
                 http=cast(
                     "type[asyncio.Protocol]",
-                    partial(Protocol, timeouts=settings.timeouts, most=settings.limits.connections),
+                    partial(Protocol, timeouts=settings.timeouts, most=connections_within(settings.limits.connections)),
                 ),
                 ws="none",
                 lifespan="off",

@@ -241,7 +241,7 @@ def ask(
     server: BareServer, prompt: str, use: ToolUse, max_tokens: int = 400
 ) -> tuple[Answer, list[tuple[str, str]], str]:
     messages = tools.emulate([{"role": "user", "content": prompt}], use)
-    grammar = tools.tool_grammar(use, BOUNDS, end=server.request("GET", "/props")[1]["eos_token"])
+    grammar = tools.held_tools(use, BOUNDS, end=server.request("GET", "/props")[1]["eos_token"]).grammar
     answer = server.chat(messages, grammar, max_tokens)
     parser = tools.ToolCallParser(must_call=use.choice in {"required", "named"})
     reads = [parser.feed(character) for character in answer.text]
@@ -316,9 +316,9 @@ def test_a_result_in_the_history_is_used(server: BareServer) -> None:
 def test_answers_have_their_shape_and_end(server: BareServer, name: str) -> None:
     wanted = ResponseFormat(SCHEMAS[name])
     messages = [{"role": "user", "content": f"Answer in JSON: an example of {name}."}]
-    answer = server.chat(messages, tools.held_json(wanted, BOUNDS)[0], 1000)
+    answer = server.chat(messages, tools.held_json(wanted, BOUNDS).grammar, 1000)
     assert answer.finish == "stop", answer
-    assert answer.text[0] in tools.held_json(wanted, BOUNDS)[1]
+    assert answer.text[0] in tools.held_json(wanted, BOUNDS).opens
     assert jsonschema_rs.validator_for(SCHEMAS[name] or {"type": "object"}).is_valid(json.loads(answer.text)), answer
     assert "\n" not in answer.text
     assert not server.refused_grammars()
@@ -328,7 +328,7 @@ def test_an_engine_that_drops_a_grammar_is_noticed(server: BareServer) -> None:
     """What the guards are for: a grammar that does not compile is ignored, with a success status."""
     answer = server.chat([{"role": "user", "content": "Hi"}], '%llguidance {}\nstart: %json {"not": {}}\n', 8)
     assert 'Unimplemented keys: ["not"]' in server.log.read_text(errors="replace")
-    assert answer.text[0] not in tools.held_json(ResponseFormat(None), BOUNDS)[1]
+    assert answer.text[0] not in tools.held_json(ResponseFormat(None), BOUNDS).opens
 
 
 def report(server: BareServer) -> None:
@@ -364,7 +364,7 @@ def schemas(server: BareServer) -> None:
         for name, schema in SCHEMAS.items():
             wanted = ResponseFormat(schema)
             messages = [{"role": "user", "content": f"Answer in JSON: an example of {name}."}]
-            answer = server.chat(messages, tools.held_json(wanted, bounds)[0], 1024)
+            answer = server.chat(messages, tools.held_json(wanted, bounds).grammar, 1024)
             done += answer.finish == "stop"
             tokens += answer.tokens
             if answer.finish != "stop":

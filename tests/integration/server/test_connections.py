@@ -249,3 +249,35 @@ def test_every_refusal_is_logged_as_json(stoker: Stoker) -> None:
     answered = stoker.log.index("\n  curl")
     later = stoker.log[answered:].strip().splitlines()[2:]
     assert all(text.startswith("{") for text in later), [text for text in later if not text.startswith("{")]
+
+
+def test_idle_connections_do_not_cost_the_engine_its_life(tmp_path: Path, model_path: Path) -> None:
+    model = FakeModel(tmp_path, model_path)
+    with Stoker(tmp_path, {"models": [model.settings]}, files=256) as stoker:
+        pids = stoker.engine_pids()
+        with httpx.Client() as early:
+            assert early.get(stoker.url + "/health/live").status_code == 200
+            idle = [connect(stoker) for _ in range(300)]
+            time.sleep(0.3)
+            answer = early.post(stoker.url + "/v1/chat/completions", json=CHAT)  # on the connection that it has
+            assert answer.status_code == 200, answer.text
+            assert b"503" in idle[-1].recv(4096)
+        for client in idle:
+            client.close()
+        wait_for(lambda: httpx.post(stoker.url + "/v1/chat/completions", json=CHAT).status_code == 200)
+        assert stoker.engine_pids() == pids
+
+
+def test_http_1_0_gets_no_chunks(stoker: Stoker) -> None:
+    head, _, body = exchange(stoker, post({**CHAT, "stream": True}, version=b"1.0")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_slow_stream_that_nobody_reads_loses_its_slot_too(stoker: Stoker, engine: FakeModel) -> None:
+    engine.set("none", tokens=100_000, delay=0.0005)
+    with connect(stoker) as connection:
+        connection.sendall(post({**CHAT, "stream": True, "max_tokens": 100_000}))
+        wait_for(lambda: running_requests(stoker) == 1)
+        wait_for(lambda: running_requests(stoker) == 0, 30)

@@ -112,6 +112,7 @@ class FakeEngine:
         self.restarts = self.stalls = 0
         self.load_seconds = 0.0
         self.last_error: str | None = None
+        self.away_s = 0.0
         self.props: dict[str, Any] = {}
         self.client: Any = None
         self.busy = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -158,17 +159,17 @@ def test_roles_alternate_for_templates_that_insist(choice: str) -> None:
 
 def test_grammars_say_what_may_come() -> None:
     use = ToolUse((WEATHER, CLOCK), "auto")
-    auto = tools.tool_grammar(use, BOUNDS) or ""
+    auto = grammar_of(use, BOUNDS) or ""
     assert auto.startswith("%llguidance {}\nstart: (TEXT | lead calls)\n")
     assert "{0,7}" in auto
-    required = tools.tool_grammar(ToolUse((WEATHER, CLOCK), "required", parallel=False), BOUNDS) or ""
+    required = grammar_of(ToolUse((WEATHER, CLOCK), "required", parallel=False), BOUNDS) or ""
     assert 'start: "<tool_call>" calls\ncalls: call\n' in required
-    named = tools.tool_grammar(ToolUse((WEATHER, CLOCK), "named", "clock"), BOUNDS) or ""
+    named = grammar_of(ToolUse((WEATHER, CLOCK), "named", "clock"), BOUNDS) or ""
     assert "get_weather" not in named
     assert "{0," not in named
-    assert tools.tool_grammar(ToolUse((WEATHER,), "none"), BOUNDS) is None
-    assert tools.tool_grammar(ToolUse(()), BOUNDS) is None
-    shaped = tools.tool_grammar(use, BOUNDS, ResponseFormat({"type": "integer"})) or ""
+    assert grammar_of(ToolUse((WEATHER,), "none"), BOUNDS) is None
+    assert grammar_of(ToolUse(()), BOUNDS) is None
+    shaped = grammar_of(use, BOUNDS, ResponseFormat({"type": "integer"})) or ""
     assert 'start: (answer | "<tool_call>" calls)' in shaped
     assert '"type": "integer"' in shaped
 
@@ -178,19 +179,19 @@ def test_grammars_say_what_may_come() -> None:
 )
 def test_a_model_may_end_as_it_was_trained_to(end: str, written: str) -> None:
     for choice in ("auto", "required"):
-        grammar = tools.tool_grammar(ToolUse((CLOCK,), choice), BOUNDS, end=end) or ""  # type: ignore[arg-type]
+        grammar = grammar_of(ToolUse((CLOCK,), choice), BOUNDS, end=end) or ""  # type: ignore[arg-type]
         assert grammar.split("\n")[1].endswith(f"calls){written}" if choice == "auto" else f"calls{written}")
 
 
 def test_a_function_without_parameters_takes_none() -> None:
     for parameters in ({}, {"type": "object"}, {"type": "object", "properties": {}}):
-        grammar = tools.tool_grammar(ToolUse((ToolSpec("f", "", parameters),), "required"), BOUNDS) or ""
+        grammar = grammar_of(ToolUse((ToolSpec("f", "", parameters),), "required"), BOUNDS) or ""
         assert '"properties": {}' in grammar
         assert "patternProperties" not in grammar
 
 
 def test_names_that_need_quoting_are_quoted() -> None:
-    grammar = tools.tool_grammar(ToolUse((ToolSpec('a"b\\', "", {}),), "required"), BOUNDS) or ""
+    grammar = grammar_of(ToolUse((ToolSpec('a"b\\', "", {}),), "required"), BOUNDS) or ""
     assert '"a\\"b\\\\("' in grammar
 
 
@@ -205,14 +206,14 @@ def test_names_that_need_quoting_are_quoted() -> None:
 )
 def test_mistakes_name_the_field(use: ToolUse, param: str) -> None:
     with pytest.raises(RequestError) as caught:
-        tools.tool_grammar(use, BOUNDS)
+        grammar_of(use, BOUNDS)
     assert caught.value.param == param
 
 
 def test_a_tools_mistake_names_the_tool() -> None:
     broken = ToolSpec("lookup", "", {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1/x"}}})
     with pytest.raises(RequestError, match=r"'lookup'.*not fetched"):
-        tools.tool_grammar(ToolUse((CLOCK, broken)), BOUNDS)
+        grammar_of(ToolUse((CLOCK, broken)), BOUNDS)
 
 
 def test_an_answers_first_character_tells_whether_the_grammar_held() -> None:
@@ -223,15 +224,15 @@ def test_an_answers_first_character_tells_whether_the_grammar_held() -> None:
 
 
 def opens(wanted: ResponseFormat, bounds: GenerationConfig) -> frozenset[str]:
-    return tools.held_json(wanted, bounds)[1]
+    return tools.held_json(wanted, bounds).opens
 
 
 def test_the_tools_of_one_request_share_their_limits() -> None:
     parameters = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1500)}}
     many = tuple(ToolSpec(f"f{number}", "", parameters) for number in range(4))
-    assert tools.tool_grammar(ToolUse(many[:2], "required"), BOUNDS)
+    assert grammar_of(ToolUse(many[:2], "required"), BOUNDS)
     with pytest.raises(RequestError, match="too large"):
-        tools.tool_grammar(ToolUse(many, "required"), BOUNDS)
+        grammar_of(ToolUse(many, "required"), BOUNDS)
 
 
 @pytest.mark.parametrize("key", ["minLength", "maxItems", "minimum", "maximum", "multipleOf"])
@@ -239,3 +240,7 @@ def test_enormous_figures_in_schemas_are_mistakes_or_bounds(key: str) -> None:
     kind = {"minLength": "string", "maxItems": "array"}.get(key, "integer")
     with contextlib.suppress(RequestError):
         tools.held_json(ResponseFormat({"type": kind, key: 10**400}), BOUNDS)
+
+
+def grammar_of(*arguments: Any, **options: Any) -> str | None:
+    return tools.held_tools(*arguments, **options).grammar

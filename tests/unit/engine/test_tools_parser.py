@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from itertools import count, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoker.config import GenerationConfig
 from stoker.engine.calls import JsonStream, Read, ToolCallParser, ToolStream, new_id
-from stoker.engine.grammar import JOINER, OPENER
+from stoker.engine.grammar import JOINER, OPENER, held_json, held_tools
 from stoker.errors import RequestError
-from stoker.types import Chunk, ToolSpec, ToolUse, Usage
+from stoker.types import Chunk, ResponseFormat, ToolSpec, ToolUse, Usage
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=12),
@@ -178,9 +180,45 @@ class TestStream:
 
 
 def test_json_that_does_not_begin_as_it_must_is_an_error() -> None:
-    stream = JsonStream(frozenset("{"))
+    stream = JsonStream(held_json(ResponseFormat(None), GenerationConfig()))
     assert stream.feed(Chunk(usage=Usage(1, 1))) == (Chunk(usage=Usage(1, 1)),)
     assert stream.feed(Chunk('{"a')) == (Chunk('{"a'),)
     assert stream.feed(Chunk(" Hello")) == (Chunk(" Hello"),)
     with pytest.raises(RequestError, match="could not hold"):
-        JsonStream(frozenset("{")).feed(Chunk("Hello"))
+        JsonStream(held_json(ResponseFormat(None), GenerationConfig())).feed(Chunk("Hello"))
+
+
+def test_json_that_ends_without_its_shape_is_an_error() -> None:
+    held = held_json(ResponseFormat({"type": "object", "properties": {"a": {"type": "integer"}}}), GenerationConfig())
+    end = Chunk(finish_reason="stop")
+    for text in ("{x} is a constant", '{"a": "b"}', '{"b": 1}'):
+        stream = JsonStream(held)
+        stream.feed(Chunk(text))
+        with pytest.raises(RequestError, match="could not hold"):
+            stream.feed(end)
+    stream = JsonStream(held)
+    stream.feed(Chunk('{"a": 1}'))
+    assert stream.feed(end) == (end,)
+    cut = JsonStream(held)
+    cut.feed(Chunk('{"a": '))
+    assert cut.feed(Chunk(finish_reason="length"))
+
+
+def test_a_call_that_its_schema_does_not_accept_is_an_error() -> None:
+    tool = ToolSpec("f", "", {"type": "object", "properties": {"d": {"type": "string", "minLength": 20}}})
+    use = ToolUse((tool,))
+    stream = ToolStream(use, held_tools(use, GenerationConfig()).shapes)
+    stream.feed(Chunk('<tool_call>f({"d": "short"})'))
+    with pytest.raises(RequestError, match="hold a call of 'f'"):
+        stream.feed(Chunk(finish_reason="stop"))
+
+
+@pytest.mark.parametrize(
+    ("text", "finish"), [("<", "length"), ("<tool_call>get_wea", "length"), ('<tool_call>f({"a', "stop")]
+)
+def test_a_call_that_had_to_come_and_was_cut_tells_no_markup(text: str, finish: Any) -> None:
+    tool = ToolSpec("f", "", {"type": "object", "properties": {"a": {"type": "string"}}})
+    stream = ToolStream(ToolUse((tool,), "required"))
+    seen = [*stream.feed(Chunk(text)), *stream.feed(Chunk(finish_reason=finish))]
+    assert "".join(chunk.text for chunk in seen) == ""
+    assert seen[-1].finish_reason == "length"

@@ -1,0 +1,62 @@
+"""Opens the stores that the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from stoker.config.serving import StoreConfig
+from stoker.store.circuit import Circuit
+from stoker.store.fallback import FallbackCounters, FallbackKeyValue
+from stoker.store.memory import MemoryKeyValue
+from stoker.store.memory_counters import MemoryCounters
+from stoker.store.protocols import Counters, KeyValue, StoreError
+from stoker.store.redis import RedisCounters, RedisKeyValue, RedisServer
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What is open. `description` names the place for people, without credentials."""
+
+    key_value: KeyValue
+    counters: Counters
+    description: str
+    probe: Callable[[], Awaitable[None]] | None = None
+    closers: tuple[Callable[[], Awaitable[None]], ...] = ()
+
+    async def ping(self) -> str | None:
+        """None when the store is well; else a sentence for the health report. Bounded by the store's time limit."""
+        if self.probe is None:
+            return None
+        try:
+            await self.probe()
+        except StoreError as error:
+            return f"{error.message}; limits are local and nothing is cached until it is back"
+        return None
+
+    async def close(self) -> None:
+        """Close everything, in reverse of how it was opened."""
+        for close in self.closers:
+            await close()
+
+
+def open_stores(config: StoreConfig, cache_bytes: int, on_failure: Callable[[str, str], None]) -> Stores:
+    """Open the stores; a Redis that is down does not hinder it. Call it inside the event loop that will use them.
+
+    Args:
+        config: where values and counters are kept.
+        cache_bytes: memory for values in this process, in bytes; Redis has a bound of its own.
+        on_failure: see `Circuit`.
+
+    Raises:
+        ConfigError: when the URL of Redis cannot be understood.
+    """
+    if config.redis is None:
+        values, counters = MemoryKeyValue(cache_bytes), MemoryCounters()
+        return Stores(values, counters, "memory", closers=(counters.close, values.close))
+    server = RedisServer(config.redis.get_secret_value(), config.prefix, config.timeout)
+    circuit = Circuit(server.name, server.probe, on_failure)
+    shared_values = FallbackKeyValue(RedisKeyValue(server), circuit)
+    shared_counters = FallbackCounters(RedisCounters(server), MemoryCounters(), circuit)
+    closers = (circuit.close, shared_counters.close, shared_values.close, server.close)
+    return Stores(shared_values, shared_counters, f"redis at {server.name}", server.probe, closers)

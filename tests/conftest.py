@@ -52,4 +52,4 @@ def shared_rows(name: str) -> list[dict]:
     path = SHARED / "data" / name
     if not path.is_file():
         pytest.skip(f"the data set {name} is not beside this checkout")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

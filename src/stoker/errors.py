@@ -6,6 +6,8 @@ A message says what happened, where, and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class StokerError(Exception):
     """Root of every error that Stoker raises on purpose.
@@ -19,6 +21,8 @@ class StokerError(Exception):
     status: int = 500
     code: str = "internal_error"
     type: str = "server_error"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Of its HTTP answer, beside those that every error has."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)

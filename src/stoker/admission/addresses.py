@@ -73,6 +73,12 @@ def address_group(address: str) -> str:
     return str(IPv6Network((parsed, IPV6_GROUP_BITS), strict=False))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can come from, or reach, an address or name."""
+    parsed = _parse(host)
+    return host == "localhost" or (parsed is not None and parsed.is_loopback)
+
+
 def _from_the_right(forwarded: Sequence[str]) -> Iterator[str]:
     for value in reversed(forwarded):
         yield from reversed(value.split(","))

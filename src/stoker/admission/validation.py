@@ -22,17 +22,23 @@ def check_generation(request: GenerationRequest, limits: LimitsConfig) -> None:
     _at_most(len(request.sampling.logit_bias or ()), limits.logit_bias, "entries in logit_bias", "logit_bias")
     if request.tool_use is not None:
         _at_most(len(request.tool_use.tools), limits.tools, "tools", "tools")
-    temperature = request.sampling.temperature
-    if temperature is not None and temperature > limits.temperature:
-        raise RequestError(
-            f"temperature: {temperature:g} is over this server's limit of {limits.temperature:g}", param="temperature"
-        )
+    sampling = request.sampling
+    _within(sampling.temperature, limits.temperature, "temperature")
+    _within(sampling.top_p, limits.top_p, "top_p")
+    _within(sampling.max_tokens, limits.max_tokens, "max_tokens")
+    _within(sampling.frequency_penalty and abs(sampling.frequency_penalty), limits.penalty, "frequency_penalty")
+    _within(sampling.presence_penalty and abs(sampling.presence_penalty), limits.penalty, "presence_penalty")
 
 
 def check_embedding(request: EmbeddingRequest, limits: LimitsConfig) -> None:
     """Raise RequestError, naming the field and the bound, when `request` asks for more than the limits allow."""
     _at_most(len(request.inputs), limits.embedding_inputs, "inputs", "input")
     _at_most(sum(map(len, request.inputs)), limits.characters, "characters in input", "input")
+
+
+def _within(value: float | None, bound: float | None, param: str) -> None:
+    if value is not None and bound is not None and value > bound:
+        raise RequestError(f"{param}: {value:g} is over this server's limit of {bound:g}", param=param)
 
 
 def _at_most(found: int, bound: int, what: str, param: str) -> None:

@@ -49,6 +49,16 @@ class LimitsConfig(Group):
     """Prompts in one /v1/completions request."""
     embedding_inputs: int = Field(default=2048, ge=1, le=10_000)
     """Texts in one embeddings request."""
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
+    """What is done about fields of /v1 that mean nothing here: they are named in the log, or refused by name."""
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one prompt, counted by the model's own tokenizer. Default: what the context holds."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Highest `max_tokens` that a request may name."""
+    top_p: float = Field(default=1.0, ge=0, le=1)
+    """Highest `top_p`."""
+    penalty: float = Field(default=2.0, ge=0, le=2)
+    """Highest `frequency_penalty` and `presence_penalty`, in either direction."""
     temperature: float = Field(default=2.0, ge=0, le=100)
     """Highest temperature on /v1."""
     query_temperature: float = Field(default=1.0, ge=0, le=100)

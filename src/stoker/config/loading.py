@@ -65,7 +65,7 @@ def load_keys(path: Path) -> tuple[KeyConfig, ...] | None:
     try:
         return KeysFile(**read_yaml(path)).keys
     except (ValidationError, TypeError) as error:
-        reason = explain(error, path) if isinstance(error, ValidationError) else f"{path}: {error}"
+        reason = explain(error, path, KeysFile) if isinstance(error, ValidationError) else f"{path}: {error}"
         raise ConfigError(reason) from None
 
 
@@ -100,14 +100,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def explain(error: ValidationError, origin: Path | None) -> str:
+def explain(error: ValidationError, origin: Path | None, root: type[BaseModel] = Settings) -> str:
     """Every complaint of a ValidationError on a line of its own: key, value, what is wrong, where to mend it."""
     lines = []
     for problem in error.errors(include_url=False):
         location = problem["loc"]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(_known_keys(location[:-1]))
+            known = ", ".join(_known_keys(location[:-1], root))
             lines.append(f"{key}: unknown key" + (f"; known here: {known}" if known else ""))
             continue
         value = problem["input"] if not isinstance(problem["input"], (dict, BaseModel)) else None
@@ -123,9 +123,9 @@ def explain(error: ValidationError, origin: Path | None) -> str:
     )
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
     """Keys that are allowed at a place in the settings; empty when the place itself is unknown."""
-    model: type[BaseModel] = Settings
+    model = root
     for part in location:
         if isinstance(part, int):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -112,7 +113,23 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"default_model: {self.default_model!r} is not among models ({', '.join(names) or 'none'})"
             )
+        self._check_experts(names)
         return self
+
+    def _check_experts(self, names: Sequence[str]) -> None:
+        """Experts are called like nothing else, and lead to models that are served."""
+        experts = [expert.name for expert in self.routing.experts]
+        taken = {"default", "auto", *names} & set(experts)
+        if taken:
+            raise ValueError(f"routing.experts: the name {taken.pop()!r} is a model's or reserved, choose another")
+        for expert in self.routing.experts:
+            if expert.model not in names:
+                there = ", ".join(names) or "none"
+                raise ValueError(
+                    f"routing.experts: {expert.name}.model: {expert.model!r} is not among models ({there})"
+                )
+            if expert.fallback is not None and expert.fallback not in {*names, *experts}:
+                raise ValueError(f"routing.experts: {expert.name}.fallback: there is no {expert.fallback!r}")
 
     @classmethod
     def settings_customise_sources(

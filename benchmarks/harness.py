@@ -245,10 +245,14 @@ def gateway_env(folder: Path, port: int, settings: Mapping[str, Any]) -> dict[st
 
 @contextlib.contextmanager
 def gateway(model: Mapping[str, Any], **settings: Any) -> Iterator[Running]:
-    """Stoker with one model; `model` and `settings` as in stoker.yaml."""
+    """Stoker with one model; `model` and `settings` as in stoker.yaml. Nothing is cached unless the settings say so."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder:
-        env = gateway_env(Path(folder), port, {"models": [dict(model)], "log": {"format": "json"}, **settings})
+        env = gateway_env(
+            Path(folder),
+            port,
+            {"models": [dict(model)], "log": {"format": "json"}, "cache": {"policy": "off"}, **settings},
+        )
         with started(gateway_command(), ("127.0.0.1", port), "/health/ready", env) as running:
             yield running
 

@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-NAMES = ("throughput", "overhead", "start", "overload", "kills")
+NAMES = ("throughput", "overhead", "start", "overload", "kills", "production")
 
 
 def fill(document: str, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(NAMES), help="benchmarks to run")
     parser.add_argument("--tables", action="store_true", help="run nothing, renew the document")
     parser.add_argument("--llama-cpp-python", metavar="PYTHON", help="interpreter that has llama-cpp-python[server]")
+    parser.add_argument("--litellm", metavar="PYTHON", help="interpreter that has litellm[proxy]")
     options = parser.parse_args()
     chosen = [] if options.tables else options.only.split(",")
     unknown = sorted(set(chosen) - set(NAMES))
@@ -66,6 +67,8 @@ def main() -> int:
         command = [sys.executable, str(HERE / f"{name}.py")] + (["--quick"] if options.quick else [])
         if name == "throughput" and options.llama_cpp_python:
             command += ["--llama-cpp-python", options.llama_cpp_python]
+        if name == "production" and options.litellm:
+            command += ["--litellm", options.litellm]
         print(f"\n=== {name} ===", flush=True)
         if subprocess.run(command, check=False).returncode != 0:
             failed.append(name)

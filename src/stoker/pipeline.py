@@ -1,67 +1,113 @@
-"""The path of every request: admit, route, generate, record. Whatever a request meets, it meets in this order."""
+"""The path of every request: route -> admit -> look up -> generate -> record. Whatever a request meets, it meets in
+this order.
+
+Routing stands first because everything behind it depends on the model: who may ask it, how the guard looks at it, and
+the cache's key, which holds its digest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
-from stoker.admission.validation import check_embedding, check_generation
-from stoker.config import LimitsConfig
+from stoker.admission.auth import Caller
+from stoker.admission.gate import Gate
+from stoker.admission.limits import Permit
+from stoker.cache.answers import AnswerCache, Lookup
+from stoker.engine.estimate import cost_of, cost_of_inputs, prompt_tokens
 from stoker.engine.pool import ModelPool
-from stoker.errors import ModelNotFound
 from stoker.observability.record import Record
 from stoker.types import Chunk, EmbeddingRequest, FinishReason, GenerationRequest, Usage
+from stoker.wayfinder import Wayfinder
 
-DEFAULT_NAMES = frozenset({"", "default"})
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request on its way: as it goes to the engines, and the model that answers it."""
+
+    request: GenerationRequest
+    pool: ModelPool
 
 
 class Pipeline:
     """What all routes and, later, all jobs go through.
 
     Args:
-        pools: the models that are served, by name.
-        default: the name that answers when none, or `default`, is asked for.
-        limits: bounds of a single request.
+        wayfinder: finds the model that answers.
+        gate: lets callers in, or not.
+        cache: stored answers and shared generations.
     """
 
-    def __init__(self, pools: Mapping[str, ModelPool], default: str, limits: LimitsConfig) -> None:
-        self.pools = pools
-        self.limits = limits
-        self._default = default
+    def __init__(self, wayfinder: Wayfinder, gate: Gate, cache: AnswerCache) -> None:
+        self.wayfinder = wayfinder
+        self.cache = cache
+        self._gate = gate
 
-    def find(self, name: str) -> ModelPool:
-        """The pool of a model by the name in a request; ModelNotFound lists the names that there are."""
-        pool = self.pools.get(self._default if name in DEFAULT_NAMES else name)
-        if pool is None:
-            known = ", ".join(sorted(self.pools))
-            raise ModelNotFound(f"model {name[:128]!r} is not served here; there is: {known}", param="model")
-        return pool
+    @asynccontextmanager
+    async def admitted(
+        self, requests: Sequence[GenerationRequest], caller: Caller, headers: Mapping[str, str], record: Record
+    ) -> AsyncGenerator[Sequence[Admitted]]:
+        """Route and admit a call, which may hold several prompts: it counts as one until the context ends.
 
-    def _route(self, name: str, record: Record) -> ModelPool:
-        pool = self.find(name)
-        record.model = pool.settings.identity
-        record.route_reason = "default" if name in DEFAULT_NAMES else "named"
-        return pool
-
-    async def generate(self, request: GenerationRequest, record: Record) -> AsyncGenerator[Chunk]:
-        """The answer to `request`, piece by piece; raises StokerError. Closing the generator cancels the work."""
-        check_generation(request, self.limits)
-        pool = self._route(request.model, record)
-        finish: FinishReason | None = None
-        usage = Usage()
+        Raises StokerError for what may not pass.
+        """
+        way = self.wayfinder.find(requests[0], caller, headers, record)
+        ready = [Admitted(way.prepare(request), way.pool) for request in requests]
+        for one in ready:
+            await self._gate.check(one.request, way.pool.settings.guard, caller, record)
+        tokens = sum(cost_of(one.request, way.pool.settings) for one in ready)
+        permit = await self._gate.permit(caller, record, tokens)
         try:
-            async with aclosing(pool.generate(request, record.timings)) as chunks:
+            yield ready
+        finally:
+            await _close(permit, record)
+
+    async def answer(self, admitted: Admitted, record: Record) -> AsyncGenerator[Chunk]:
+        """Look up, else generate: an admitted request's answer, piece by piece. Closing the generator cancels the work.
+
+        Raises StokerError.
+        """
+        request, pool = admitted.request, admitted.pool
+        lookup = Lookup()
+        finish: FinishReason | None = None
+        usage: Usage | None = None
+        pieces = 0
+
+        def generate() -> AsyncGenerator[Chunk]:
+            return self._gate.guarded(request, pool.generate(request, record.timings))
+
+        try:
+            chunks = self.cache.answer(request, pool.settings.identity, lookup, generate)
+            async with aclosing(chunks):
                 async for chunk in chunks:
+                    if not pieces:
+                        record.note_first(lookup.outcome, lookup.age_s)
+                    pieces += 1
                     finish = chunk.finish_reason or finish
                     usage = chunk.usage or usage  # some servers count on in every chunk
                     yield chunk
         finally:
-            record.note(finish, usage)
+            # Nobody counts what a caller has left; a piece is about a token, and leaving must not be free.
+            used = usage or (Usage(prompt_tokens(request), pieces) if pieces else Usage())
+            record.note(finish, used, lookup.outcome)
 
-    async def embed(self, request: EmbeddingRequest, record: Record) -> list[list[float]]:
+    async def embed(
+        self, request: EmbeddingRequest, caller: Caller, headers: Mapping[str, str], record: Record
+    ) -> list[list[float]]:
         """A vector for each input; raises StokerError."""
-        check_embedding(request, self.limits)
-        pool = self._route(request.model, record)
-        vectors, usage = await pool.embed(request, record.timings)
-        record.note("stop", usage)
+        way = self.wayfinder.find(request, caller, headers, record)
+        self._gate.check_embedding(request)
+        permit = await self._gate.permit(caller, record, cost_of_inputs(request.inputs))
+        try:
+            vectors, usage = await way.pool.embed(request, record.timings)
+            record.note("stop", usage, "bypass")
+        finally:
+            await _close(permit, record)
         return vectors
+
+
+async def _close(permit: Permit, record: Record) -> None:
+    """The call has ended: what it computed is counted in place of what it might have."""
+    await permit.settle(record.computed_tokens)
+    await permit.release()

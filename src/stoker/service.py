@@ -15,18 +15,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from stoker import __version__
+from stoker.admission.auth import KeyRing
+from stoker.admission.gate import Gate
+from stoker.admission.guard.inspect import Guard
+from stoker.admission.limits import Limiter
+from stoker.cache.answers import AnswerCache
+from stoker.checks import describe_pool, register_checks
 from stoker.config import Settings
 from stoker.engine.launch import custom_command, llamacpp_command
 from stoker.engine.pool import ModelPool, PoolSettings
 from stoker.engine.process import SOCKET_NAME_BYTES, Engine, EngineProcess, Launch
 from stoker.engine.upstream import UpstreamEngine
 from stoker.errors import StartupError
-from stoker.health import Finding, Health, Level
+from stoker.health import Health
 from stoker.lineup import PlannedModel
+from stoker.observability.metrics import Metrics
 from stoker.pipeline import Pipeline
+from stoker.routing.router import Router
+from stoker.store.opening import Stores, open_stores
+from stoker.wayfinder import Wayfinder
 
-DISK_WARN_BYTES = 1024**3
+REFRESH_S = 1.0
 DRAIN_POLL_S = 0.02
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
 
@@ -38,14 +50,18 @@ class Service:
     settings: Settings
     models: Sequence[PlannedModel]
     pipeline: Pipeline
+    keys: KeyRing
+    stores: Stores
+    metrics: Metrics
     health: Health
+    store_trouble: str | None = None
     started: float = field(default_factory=time.monotonic)
     draining: bool = False
 
     @property
     def pools(self) -> Mapping[str, ModelPool]:
         """The models' engines, by name."""
-        return self.pipeline.pools
+        return self.pipeline.wayfinder.pools
 
     @property
     def busy(self) -> int:
@@ -91,17 +107,58 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
     sockets = _socket_directory()
     try:
         pools = {model.config.name: _pool(settings, model, sockets) for model in models}
-        default = settings.default_model or next(iter(pools), "")
-        service = Service(settings, models, Pipeline(pools, default, settings.limits), Health())
-        _register_checks(service)
+        metrics = Metrics()
+        stores = open_stores(settings.store, int(settings.cache.max_mib * 2**20), metrics.note_store_error)
+        pipeline = await asyncio.to_thread(_pipeline, settings, pools, stores, metrics)
+        service = Service(settings, models, pipeline, KeyRing(settings), stores, metrics, Health())
+        register_checks(
+            service.health,
+            pools,
+            settings.data_dir,
+            draining=lambda: service.draining,
+            store=lambda: (stores.description, service.store_trouble),
+        )
+        keeping = asyncio.create_task(_keep_fresh(service))
         for pool in pools.values():
             pool.start()
         try:
             yield service
         finally:
+            keeping.cancel()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
+            await stores.close()
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _pipeline(settings: Settings, pools: Mapping[str, ModelPool], stores: Stores, metrics: Metrics) -> Pipeline:
+    """The path of requests. Reads the guard's data and trains the router: not for an event loop."""
+    default = settings.default_model or next(iter(pools), "")
+    router = Router.from_config(settings.routing, default) if settings.routing.experts else None
+    guard = Guard.load() if _guards(settings) else None
+    gate = Gate(settings, Limiter(settings.rate_limits, stores.counters), guard, metrics)
+    shaping = orjson.dumps([settings.generation.model_dump(), [(m.name, m.tools) for m in settings.models]])
+    return Pipeline(
+        Wayfinder(pools, default, settings.routing.experts, router),
+        gate,
+        AnswerCache(settings.cache, stores.key_value, shaping),
+    )
+
+
+def _guards(settings: Settings) -> bool:
+    """Whether any text may ever be looked at; keys that come later may want it."""
+    return settings.guard.mode != "off" or any(
+        policy.mode not in {None, "off"}
+        for policy in (*(m.guard for m in settings.models), *(k.guard for k in settings.keys))
+    )
+
+
+async def _keep_fresh(service: Service) -> None:
+    """Look now and then at what lives outside: the keys file, and the store's health."""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        await asyncio.to_thread(service.keys.refresh)
+        service.store_trouble = await service.stores.ping()
 
 
 def _socket_directory() -> Path:
@@ -128,6 +185,8 @@ def _pool(settings: Settings, model: PlannedModel, sockets: Path) -> ModelPool:
         tools=config.tools,
         queue=settings.queue,
         generation=settings.generation,
+        guard=config.guard,
+        most_prompt_tokens=settings.limits.prompt_tokens,
     )
 
     def engines(on_change: Callable[[], None]) -> Sequence[Engine]:
@@ -149,77 +208,3 @@ def _pool(settings: Settings, model: PlannedModel, sockets: Path) -> ModelPool:
         return [EngineProcess(f"{config.name}/{n}", launch, sockets, on_change) for n in range(config.replicas)]
 
     return ModelPool(pool_settings, engines)
-
-
-def describe_pool(pool: ModelPool) -> dict[str, Any]:
-    """What the health report says of a model."""
-    identity = pool.settings.identity
-    return {
-        "name": identity.name,
-        "version": identity.version,
-        "digest": f"sha256:{identity.digest}",
-        "ready": pool.ready,
-        "slots": pool.slots,
-        "running": pool.running,
-        "waiting": len(pool.line),
-        "waiting_tokens": pool.line.tokens,
-        "refused": pool.refused,
-        "engines": [
-            {
-                "name": engine.name,
-                "state": str(engine.state),
-                "pid": engine.pid,
-                "restarts": engine.restarts,
-                "stalls": engine.stalls,
-                "load_s": round(engine.load_seconds, 2),
-                "last_token_at": engine.client.last_token_at if engine.client else None,
-                "last_error": engine.last_error,
-            }
-            for engine in pool.engines
-        ],
-    }
-
-
-def _register_checks(service: Service) -> None:
-    health = service.health
-    health.register("process", lambda: Finding("ok", "the event loop turns"), Level.LIVE)
-    health.register("accepting", lambda: _accepting(service), Level.READY)
-    health.register("disk", lambda: _disk(service.settings.data_dir))
-    for name, pool in service.pools.items():
-        health.register(f"model {name}", lambda pool=pool: _answers(pool), Level.READY)  # type: ignore[misc]
-        health.register(f"model {name} loaded", lambda pool=pool: _loaded(pool), Level.STARTUP)  # type: ignore[misc]
-        health.register(f"queue {name}", lambda pool=pool: _queue(pool), Level.READY)  # type: ignore[misc]
-
-
-def _accepting(service: Service) -> Finding:
-    if service.draining:
-        return Finding("fail", "stopping; accepted requests are being finished")
-    return Finding("ok", "takes requests")
-
-
-def _answers(pool: ModelPool) -> Finding:
-    ready = sum(engine.state == "ready" for engine in pool.engines)
-    if ready == len(pool.engines):
-        return Finding("ok", f"{ready} of {ready} engines ready")
-    outcome = "warn" if ready else "fail"
-    return Finding(outcome, f"{ready} of {len(pool.engines)} engines ready; {pool.trouble()}")  # type: ignore[arg-type]
-
-
-def _loaded(pool: ModelPool) -> Finding:
-    if any(engine.load_seconds or engine.state == "ready" for engine in pool.engines):
-        return Finding("ok", "has been loaded")
-    return Finding("fail", f"still loading; {pool.trouble()}")
-
-
-def _queue(pool: ModelPool) -> Finding:
-    line = pool.line
-    text = f"{len(line)} of {line.max_requests} places, {line.tokens} of {line.max_tokens} tokens taken"
-    full = line.max_requests > 0 and len(line) >= line.max_requests
-    return Finding("fail" if full else "ok", text)
-
-
-def _disk(directory: Path) -> Finding:
-    existing = next((path for path in (directory, *directory.parents) if path.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
-    text = f"{free / 1024**3:.1f} GiB free under {directory} (threshold {DISK_WARN_BYTES / 1024**3:.0f} GiB)"
-    return Finding("warn" if free < DISK_WARN_BYTES else "ok", text)

@@ -52,6 +52,11 @@ def test_flags_beat_environment_beats_file_beats_default(monkeypatch: pytest.Mon
         ({"keys": [{"name": "a", "hash": "sha256:" + 64 * "0", "scope": 1}]}, ["keys[0].scope", "unknown", "scopes"]),
         ({"keys": [{"name": "a", "hash": "my-secret"}]}, ["keys[0].hash", "sha256"]),
         ({"routing": {"experts": [{"name": "a"}]}}, ["routing.experts[0].model"]),
+        ({"routing": {"experts": [{"name": "a", "model": "b"}]}}, ["a.model", "'b'", "not among models"]),
+        (
+            {"models": [{"name": "a", "source": "x"}], "routing": {"experts": [{"name": "a", "model": "a"}]}},
+            ["another"],
+        ),
         ([1], ["key: value"]),
     ],
 )

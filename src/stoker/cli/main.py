@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoker import __version__
-from stoker.cli import ask, bench, configuration, doctor, models, serve
+from stoker.cli import ask, bench, configuration, doctor, guard, keys, models, route, serve
 from stoker.errors import OperatorError, StokerError
 
 app = typer.Typer(
@@ -45,6 +45,9 @@ app.command("chat")(ask.chat)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(guard.app, name="guard")
+app.add_typer(route.app, name="route")
 app.add_typer(configuration.app, name="config")
 
 

@@ -100,16 +100,21 @@ def serve(
 async def _serve(settings: Settings, console: Console) -> None:
     import asyncio
 
+    from stoker.admission.addresses import is_loopback
+    from stoker.admission.auth import KeyRing
     from stoker.cli.progress import watching
     from stoker.errors import StartupError
-    from stoker.http.server import Announcer, bind, is_loopback, serve
+    from stoker.http.server import Announcer, bind, serve
     from stoker.lineup import line_up
 
-    if not is_loopback(settings.host) and not settings.allow_public:
-        raise StartupError(
-            f"host {settings.host} can be reached from other machines and there are no API keys; "
-            "listen on 127.0.0.1, or say --allow-public (STOKER_ALLOW_PUBLIC=true)"
-        )
+    if not is_loopback(settings.host) and not KeyRing(settings).required:
+        if not settings.allow_public:
+            raise StartupError(
+                f"host {settings.host} can be reached from other machines and no API key is needed; make one "
+                "(`stoker keys create NAME`), listen on 127.0.0.1, or say --allow-public (STOKER_ALLOW_PUBLIC=true)"
+            )
+        open_to_all = f"whoever reaches {settings.host} may use every model: no API key is needed"
+        console.print(f"[yellow]warning:[/] {open_to_all}", soft_wrap=True)
     began = time.monotonic()
     listener = bind(settings.host, settings.port)
     with watching("preparing") as progress:
@@ -128,7 +133,8 @@ def _only(settings: Settings, model: str, config: Path | None, flags: dict[str, 
     stored = None if model.endswith(".gguf") else parse_reference(model)
     name = stored.name if stored else name_from_file(model.rsplit("/", 1)[-1])
     entries = chosen or [{"name": name, "source": model}]
-    return load(config, {**flags, "models": entries, "default_model": entries[0]["name"]})
+    alone = {"models": entries, "default_model": entries[0]["name"], "routing": {"experts": ()}}
+    return load(config, {**flags, **alone})
 
 
 class _Teller:

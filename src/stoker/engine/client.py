@@ -22,6 +22,7 @@ from stoker.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
 from stoker.types import Chunk, Usage
 
 PROBE_TIMEOUT_S = 2.0
+COUNT_TIMEOUT_S = 5.0  # a megabyte of text takes half a second
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 
@@ -120,6 +121,27 @@ class EngineClient:
     async def props(self) -> Mapping[str, Any]:
         """What llama.cpp's server says of itself under /props; raises EngineError when it does not answer."""
         return await self._get("/props")
+
+    async def count_tokens(self, call: EngineCall) -> int | None:
+        """Tokens of a call's prompt by the model's own template and tokenizer; None when the engine does not tell."""
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                prompt = call.body.get("prompt")
+                if prompt is None:
+                    asked = {key: call.body[key] for key in ("messages", "tools") if key in call.body}
+                    prompt = (await self._post("/apply-template", asked)).get("prompt")
+                if isinstance(prompt, list):
+                    return len(prompt)
+                body = {"content": prompt, "add_special": True, "parse_special": True}
+                tokens = (await self._post("/tokenize", body)).get("tokens")
+        except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError, EngineError):
+            return None
+        return len(tokens) if isinstance(tokens, list) else None
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        async with self._session.post(self._base + path, data=orjson.dumps(body)) as response:
+            answer = orjson.loads(await response.read())
+        return answer if response.status == 200 and isinstance(answer, Mapping) else {}  # noqa: PLR2004 - HTTP OK
 
     async def stream(self, call: EngineCall, deadline: float) -> AsyncGenerator[Chunk]:
         """Send a call and yield its chunks; closing the generator cancels the generation.

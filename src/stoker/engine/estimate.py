@@ -11,6 +11,7 @@ from stoker.types import GenerationRequest, texts_of
 BYTES_PER_TOKEN = 3.5  # English and code in the vocabularies of small models; other scripts cost more tokens a byte
 MESSAGE_TOKENS = 4  # what a chat template adds to each message
 PREFIX_CHARS = 256
+TEMPLATE_MARGIN = 64  # tokens that a template adds to a message at the most; SmolLM2's adds a system prompt of 20
 
 
 class Bounds(Protocol):
@@ -35,6 +36,14 @@ def prompt_tokens(request: GenerationRequest) -> int:
 
 def _tokens(text: str | tuple[int, ...]) -> float:
     return len(text.encode()) / BYTES_PER_TOKEN if isinstance(text, str) else len(text)
+
+
+def most_tokens(request: GenerationRequest) -> int:
+    """More tokens than the prompt can have: one a byte, and what templates and explained tools add."""
+    if request.kind == "completion":
+        return len(request.prompt.encode()) + 1 if isinstance(request.prompt, str) else len(request.prompt)
+    texts = sum(len(text.encode()) for text in texts_of(request))
+    return 2 * texts * (request.tool_use is not None) + texts + TEMPLATE_MARGIN * (len(request.messages) + 1)
 
 
 def cost_of(request: GenerationRequest, bounds: Bounds) -> int:

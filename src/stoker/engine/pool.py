@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from stoker.config import GenerationConfig, QueueConfig
+from stoker.config import GenerationConfig, GuardPolicy, QueueConfig
 from stoker.engine import tools
-from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs
+from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs, most_tokens
 from stoker.engine.process import Engine, EngineState
 from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
 from stoker.engine.wire import Capabilities, Dialect, EngineCall, compose
-from stoker.errors import DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
+from stoker.errors import ContextOverflow, DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
 from stoker.types import (
     Chunk,
     EmbeddingRequest,
@@ -50,6 +51,8 @@ class PoolSettings:
     tools: str
     queue: QueueConfig
     generation: GenerationConfig
+    guard: GuardPolicy = field(default_factory=GuardPolicy)
+    most_prompt_tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +153,10 @@ class ModelPool:
         begun = False
         ticket = self._ticket(request, cost_of(request, self.settings), affinity_key(request))
         arrived = time.monotonic()
-        call = await self._compose(request) if self.props else None  # what cannot be asked costs no slot
+        call = None
+        if self.props:  # what cannot be asked, or does not fit, costs no slot
+            call = await self._compose(request)
+            await self._refuse_overflow(request, call)
         for attempt in count(1):
             lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
@@ -209,6 +215,22 @@ class ModelPool:
         if request.tool_use is None and request.response_format is None:
             return compose(request, self.capabilities(), bounds, model)
         return await asyncio.to_thread(compose, request, self.capabilities(), bounds, model)
+
+    async def _refuse_overflow(self, request: GenerationRequest, call: EngineCall) -> None:
+        """Have a prompt counted that may be too long; ContextOverflow when it is. Most are too short to be asked about.
+
+        A token is a byte at least, and what templates add is bounded by a margin for each message.
+        """
+        room = min(self.settings.context or math.inf, (self.settings.most_prompt_tokens or math.inf) + 1)
+        client = next((engine.client for engine in self.engines if engine.state is EngineState.READY), None)
+        if self.settings.dialect != "llamacpp" or client is None or most_tokens(request) < room:
+            return
+        count = await client.count_tokens(call)
+        if count is not None and count >= room:
+            raise ContextOverflow(
+                f"the prompt has {count} tokens, more than the context has room for ({int(room) - 1}); shorten it",
+                param="prompt" if request.kind == "completion" else "messages",
+            )
 
     async def _run(self, lease: Lease, request: GenerationRequest, call: EngineCall) -> AsyncGenerator[Chunk]:
         """One attempt: stream the call, read tool calls out of the text and look at JSON answers where needed."""

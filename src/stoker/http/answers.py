@@ -127,10 +127,12 @@ class QueryTimings(BaseModel):
 
 
 class QueryRoute(BaseModel):
-    """Which model answered, and why that one."""
+    """Which model answered, by way of which expert, and why that one; `confidence` where a classifier chose, 0..1."""
 
     model: str | None
     reason: str
+    expert: str | None = None
+    confidence: float | None = None
 
 
 class QueryAnswer(BaseModel):
@@ -180,11 +182,18 @@ class ProbeAnswer(BaseModel):
 
 
 class HealthReport(BaseModel):
-    """The full report of /health."""
+    """The report of /health; where keys are in force, callers without one get `status` and the checks' names alone."""
 
     status: Literal["ok", "warn", "fail"]
-    version: str
-    uptime_s: float
+    version: str | None = None
+    uptime_s: float | None = None
     checks: list[dict[str, Any]]
-    models: list[dict[str, Any]]
-    process: dict[str, Any]
+    models: list[dict[str, Any]] | None = None
+    process: dict[str, Any] | None = None
+
+
+class Cleared(BaseModel):
+    """What was forgotten: answers of one model, or of all."""
+
+    model: str | None
+    cleared: int

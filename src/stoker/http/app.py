@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stoker import __version__
+from stoker.admission.addresses import parse_networks
 from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
-from stoker.http import docs, envelope, openai, operations, query
+from stoker.http import admin, docs, envelope, openai, operations, query
 from stoker.http.gateway import Gateway
 from stoker.http.middleware import Arriving, Errors, RequestId
 from stoker.http.parse import Reader
@@ -27,11 +28,19 @@ def build(service: Service) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever Host the client sent
         static_url="/docs/static",
     )
-    arriving = Arriving(service.settings.limits.bodies_mib * 2**20)
-    gateway = Gateway(service.settings, service.pipeline, Reader(service.settings), arriving)
+    gateway = Gateway(
+        settings=service.settings,
+        pipeline=service.pipeline,
+        reader=Reader(service.settings),
+        arriving=Arriving(service.settings.limits.bodies_mib * 2**20),
+        keys=service.keys,
+        proxies=parse_networks(service.settings.trusted_proxies),
+        metrics=service.metrics,
+    )
     app.include_router(query.router(gateway))
     app.include_router(openai.router(gateway))
-    app.include_router(operations.router(service))
+    app.include_router(admin.router(gateway))
+    app.include_router(operations.router(service, gateway))
     app.add_exception_handler(HTTPException, _http_exception)
     docs.install(app)
     # The last one added is the first that a request meets.

@@ -22,10 +22,13 @@ REFERENCE = "#/components/schemas/{model}"
 
 _REASONS = {
     400: "The request must be changed",
+    401: "A key is needed, or this one is not known",
+    403: "The key may not do this",
     404: "No such model",
     408: "The body came too slowly",
     413: "The body is too large",
     415: "The body is compressed",
+    429: "The caller took more than its share; `Retry-After` says when to come back",
     502: "The engine failed",
     503: "Overloaded, not ready or stopping; `Retry-After` says when to come back",
     504: "The deadline passed",

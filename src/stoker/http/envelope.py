@@ -45,5 +45,6 @@ def retry_headers(error: StokerError) -> list[tuple[bytes, bytes]]:
     OpenAI's clients try every 5xx again by themselves, unless `x-should-retry` says otherwise.
     """
     if error.retry_after is None:
-        return [(b"x-should-retry", b"false")] if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else []
+        final = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status == HTTPStatus.TOO_MANY_REQUESTS
+        return [(b"x-should-retry", b"false")] if final else []
     return [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from stoker.config import Settings
+from stoker.admission.addresses import Network, client_address, is_loopback
+from stoker.admission.auth import Caller, KeyRing
+from stoker.config import Scope, Settings
 from stoker.http.middleware import Arriving, ClientGone, bounded_body
 from stoker.http.parse import Reader
+from stoker.observability.metrics import Metrics
 from stoker.observability.record import Record
 from stoker.pipeline import Pipeline
-from stoker.types import Principal
 
 Result = TypeVar("Result")
 
@@ -28,22 +30,40 @@ class Gateway:
     pipeline: Pipeline
     reader: Reader
     arriving: Arriving
+    keys: KeyRing
+    proxies: Sequence[Network]
+    metrics: Metrics
+
+    def caller(self, request: Request, scope: Scope | None) -> Caller:
+        """Who asks, before anything else of the request is read.
+
+        Raises:
+            Unauthorized: no key where one is needed, or one that is not known.
+            Forbidden: it lacks the scope; None asks for no particular one.
+        """
+        peer = request.client.host if request.client else ""
+        forwarded = request.headers.getlist("x-forwarded-for")
+        address = client_address(peer, forwarded, self.proxies)
+        local = is_loopback(peer) and not forwarded
+        caller = self.keys.caller(request.headers, address, local=local)
+        if scope is not None:
+            caller.require(scope)
+        return caller
 
     async def body(self, request: Request) -> bytes:
         """The request's body, bounded in size and time."""
         return await bounded_body(request, self.settings.limits.body_bytes, self.arriving, self.settings.timeouts.body)
 
-    def principal(self, request: Request) -> Principal:
-        """Who asks."""
-        return Principal(address=request.client.host if request.client else "")
-
-    def record(self, request: Request) -> Record:
+    def record(self, request: Request, caller: Caller, ignored: Sequence[str] = ()) -> Record:
         """A fresh record of this request; whoever takes it writes it."""
         request.state.recorded = True
         return Record(
             id=request.state.request_id,
             route=request.url.path,
-            address=request.client.host if request.client else "",
+            key=caller.key_name,
+            address=caller.address,
+            ignored=tuple(ignored),
+            metrics=self.metrics,
         )
 
     async def until_disconnect(self, request: Request, work: Coroutine[Any, Any, Result], record: Record) -> Result:

@@ -113,6 +113,7 @@ async def respond(scope: Scope, send: Send, error: StokerError) -> None:
     """Send an error in the envelope that its path has."""
     body, kind = for_path(scope["path"], error)
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *retry_headers(error)]
+    headers += error.headers
     if isinstance(error, (PayloadTooLarge, BodyTimeout)):
         headers.append((b"connection", b"close"))  # what is left of the body will not be read
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

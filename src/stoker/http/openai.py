@@ -17,6 +17,7 @@ from stoker.http.gateway import Gateway
 from stoker.http.parse import read_body, refuse_dimensions
 from stoker.http.render import ChatRenderer, CompletionRenderer
 from stoker.http.reply import Reply
+from stoker.observability.record import Record
 from stoker.types import ModelIdentity
 
 
@@ -32,11 +33,13 @@ def router(gateway: Gateway) -> APIRouter:
         openapi_extra=body_of(schemas.ChatRequest),
     )
     async def chat(request: Request) -> Response:
+        caller = gateway.caller(request, "inference")
         body = read_body(schemas.ChatRequest, await gateway.body(request))
-        generation = gateway.reader.chat(body, request.headers, gateway.principal(request))
+        ignored = gateway.reader.unknown_fields(body)
+        generation = gateway.reader.chat(body, request.headers, caller.principal)
         renderer = ChatRenderer(generation, _wants_usage(body))
-        record = gateway.record(request)
-        return Reply(gateway.pipeline, [generation], renderer, record, stream=bool(body.stream))
+        record = gateway.record(request, caller, ignored)
+        return Reply(gateway.pipeline, [generation], caller, renderer, record, stream=bool(body.stream))
 
     @routes.post(
         "/completions",
@@ -46,11 +49,13 @@ def router(gateway: Gateway) -> APIRouter:
         openapi_extra=body_of(schemas.CompletionRequest),
     )
     async def completions(request: Request) -> Response:
+        caller = gateway.caller(request, "inference")
         body = read_body(schemas.CompletionRequest, await gateway.body(request))
-        generations = gateway.reader.completions(body, request.headers, gateway.principal(request))
+        ignored = gateway.reader.unknown_fields(body)
+        generations = gateway.reader.completions(body, request.headers, caller.principal)
         renderer = CompletionRenderer(generations[0], _wants_usage(body))
-        record = gateway.record(request)
-        return Reply(gateway.pipeline, generations, renderer, record, stream=bool(body.stream))
+        record = gateway.record(request, caller, ignored)
+        return Reply(gateway.pipeline, generations, caller, renderer, record, stream=bool(body.stream))
 
     @routes.post(
         "/embeddings",
@@ -60,15 +65,15 @@ def router(gateway: Gateway) -> APIRouter:
         openapi_extra=body_of(schemas.EmbeddingsRequest),
     )
     async def embeddings(request: Request) -> Response:
+        caller = gateway.caller(request, "inference")
         body = read_body(schemas.EmbeddingsRequest, await gateway.body(request))
         refuse_dimensions(body)
-        wanted = gateway.reader.embeddings(body, request.headers, gateway.principal(request))
-        record = gateway.record(request)
+        wanted = gateway.reader.embeddings(body, request.headers, caller.principal)
+        record = gateway.record(request, caller)
         try:
-            vectors = await gateway.until_disconnect(request, gateway.pipeline.embed(wanted, record), record)
-            return _embedding_list(
-                vectors, body.encoding_format == "base64", record.served(), record.usage.prompt_tokens
-            )
+            work = gateway.pipeline.embed(wanted, caller, request.headers, record)
+            vectors = await gateway.until_disconnect(request, work, record)
+            return _embedding_list(vectors, body.encoding_format == "base64", record)
         except StokerError as error:
             record.error, record.status = error, error.status
             raise
@@ -76,13 +81,24 @@ def router(gateway: Gateway) -> APIRouter:
             record.close()
 
     @routes.get("/models", summary="List the models", response_model=answers.ModelList)
-    async def models() -> Response:
-        data = [_model(pool.settings.identity) for pool in gateway.pipeline.pools.values()]
+    async def models(request: Request) -> Response:
+        caller = gateway.caller(request, "inference")
+        wayfinder = gateway.pipeline.wayfinder
+        data = [_model(pool.settings.identity) for name, pool in wayfinder.pools.items() if caller.may_ask(name)]
+        data += [
+            {**_model(wayfinder.pool(expert.model).settings.identity), "id": name, "description": expert.description}
+            for name, expert in wayfinder.experts.items()
+            if caller.may_ask(name) or caller.may_ask(expert.model)
+        ]
         return _json({"object": "list", "data": data})
 
     @routes.get("/models/{name}", summary="Show a model", response_model=answers.Model, responses=refusals())
-    async def model(name: str) -> Response:
-        return _json(_model(gateway.pipeline.find(name).settings.identity))
+    async def model(request: Request, name: str) -> Response:
+        gateway.caller(request, "inference")
+        wayfinder = gateway.pipeline.wayfinder
+        expert = wayfinder.experts.get(name)
+        found = _model(wayfinder.pool(expert.model if expert else name).settings.identity)
+        return _json({**found, "id": name, "description": expert.description} if expert else found)
 
     return routes
 
@@ -102,7 +118,7 @@ def _model(identity: ModelIdentity) -> dict[str, Any]:
     }
 
 
-def _embedding_list(vectors: list[list[float]], packed: bool, identity: ModelIdentity, tokens: int) -> Response:
+def _embedding_list(vectors: list[list[float]], packed: bool, record: Record) -> Response:
     """OpenAI's list of embeddings; `base64` packs each vector as little-endian 32-bit floats."""
     data = [
         {
@@ -112,8 +128,11 @@ def _embedding_list(vectors: list[list[float]], packed: bool, identity: ModelIde
         }
         for index, vector in enumerate(vectors)
     ]
+    tokens = record.usage.prompt_tokens
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return _json({"object": "list", "data": data, "model": identity.name, "usage": usage})
+    answer = _json({"object": "list", "data": data, "model": record.served().name, "usage": usage})
+    answer.raw_headers += record.answer_headers()
+    return answer
 
 
 def _json(document: Any) -> Response:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
 
+from stoker.admission.auth import Unauthorized
 from stoker.health import Level
 from stoker.http import answers
+from stoker.http.gateway import Gateway
+from stoker.observability.metrics import CONTENT_TYPE
 from stoker.service import Service
 
 Responses = dict[int | str, dict[str, Any]]
@@ -17,14 +20,17 @@ _PROBES: Responses = {200: {"model": answers.ProbeAnswer}, 503: {"model": answer
 _REPORT: Responses = {200: {"model": answers.HealthReport}, 503: {"model": answers.HealthReport, "description": "No"}}
 
 
-def router(service: Service) -> APIRouter:
-    """The routes /health and below. They never wait for an engine."""
+def router(service: Service, gateway: Gateway) -> APIRouter:
+    """The routes /health and below, which never wait for an engine, and /metrics."""
     routes = APIRouter(tags=["Operations"])
 
     @routes.head("/health", include_in_schema=False)  # some monitors ask without wanting the body
     @routes.get("/health", summary="Full health report", responses=_REPORT)
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         report = service.report()
+        if not _is_known(gateway, request):
+            report = {key: report[key] for key in ("status", "checks")}
+            report["checks"] = [{key: check[key] for key in ("name", "status")} for check in report["checks"]]
         return _json(report, 503 if report["status"] == "fail" else 200)
 
     @routes.head("/health/live", include_in_schema=False)
@@ -42,7 +48,20 @@ def router(service: Service) -> APIRouter:
     async def startup() -> Response:
         return _probe(service.health.failures(Level.STARTUP))
 
+    @routes.get("/metrics", summary="Figures in Prometheus's text format", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        gateway.caller(request, None)
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
     return routes
+
+
+def _is_known(gateway: Gateway, request: Request) -> bool:
+    """Whether this caller may read details: strangers learn how it goes, and not from whom to learn more."""
+    try:
+        return not gateway.keys.required or gateway.caller(request, None).key_name is not None
+    except Unauthorized:
+        return False
 
 
 def _probe(failures: list[str]) -> Response:

@@ -82,6 +82,7 @@ class Reader:
             sampling=Sampling(**sampling, top_logprobs=body.top_logprobs),
             tool_use=self._tool_use(body),
             response_format=self._response_format(body.response_format),
+            cache=_wants_cache(body.cache, headers),
             principal=principal,
         )
 
@@ -96,6 +97,7 @@ class Reader:
         sampling = Sampling(**_sampling(body, body.max_tokens, body.logprobs is not None), top_logprobs=body.logprobs)
         identifier = f"cmpl-{uuid.uuid4().hex}"
         deadline = self._deadline(body.timeout, headers)
+        cache = _wants_cache(body.cache, headers)
         return tuple(
             GenerationRequest(
                 id=identifier,
@@ -104,6 +106,7 @@ class Reader:
                 deadline=deadline,
                 prompt=prompt,
                 sampling=sampling,
+                cache=cache,
                 principal=principal,
                 admitted=index > 0,
             )
@@ -127,19 +130,28 @@ class Reader:
         bound = self._limits.query_temperature
         if body.temperature > bound:
             raise RequestError(f"temperature: {body.temperature:g} is over {bound:g}", param="temperature")
-        system: list[Message] = [{"role": "system", "content": body.system}] if body.system is not None else []
+        system: list[Message] = [{"role": "system", "content": _clean(body.system)}] if body.system is not None else []
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         return GenerationRequest(
             id=f"query-{uuid.uuid4().hex}",
             kind="chat",
             model=body.model or "",
             deadline=self._deadline(body.timeout, headers),
-            messages=(*system, {"role": "user", "content": body.text}),
+            messages=(*system, {"role": "user", "content": _clean(body.text)}),
             sampling=Sampling(
                 max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, stop=stop, seed=body.seed
             ),
+            cache=_wants_cache(body.cache, headers),
             principal=principal,
         )
+
+    def unknown_fields(self, body: schemas.SamplingFields) -> tuple[str, ...]:
+        """The fields that mean nothing here, for the log; RequestError where the configuration refuses them."""
+        names = tuple(name[:64] for name in list(body.model_extra or ())[:SHOWN_PROBLEMS])
+        strange = [name for name in names if name not in schemas.WITHOUT_EFFECT]
+        if strange and self._limits.unknown_fields == "refuse":
+            raise RequestError(f"{', '.join(strange)}: unknown; see /docs for the fields there are", param=strange[0])
+        return names
 
     def _deadline(self, field: float | None, headers: Mapping[str, str]) -> float:
         """When the answer is needed: by the field, else the header, else the default, within the maximum."""
@@ -218,6 +230,12 @@ def _check_numbers(values: Sequence[Any], param: str) -> None:
             raise RequestError(f"{param}: holds an integer over 64 bits; use a smaller one, or a string", param=param)
 
 
+def _wants_cache(field: bool | None, headers: Mapping[str, str]) -> bool:
+    """Whether a stored answer will do: neither the body nor `Cache-Control` (RFC 9111, 5.2.1) declines it."""
+    directives = {part.strip().lower() for part in headers.get("cache-control", "").split(",")}
+    return field is not False and not directives & {"no-cache", "no-store"}
+
+
 def _check_stream_options(body: schemas.SamplingFields) -> None:
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options: needs `stream: true`", param="stream_options")
@@ -262,23 +280,29 @@ def _message(message: schemas.ChatMessage, index: int) -> Message:
     return plain
 
 
+def _clean(text: str) -> str:
+    """The text without NUL, at which native code would end it."""
+    return text.replace("\0", "") if "\0" in text else text
+
+
 def _text(content: str | list[schemas.TextPart] | None, index: int) -> str | None:
     if content is None or isinstance(content, str):
-        return content
+        return content and _clean(content)
     texts = [part.text if part.type == "text" else part.refusal for part in content]
     if any(text is None for text in texts):
         raise RequestError(f"messages[{index}].content: a part without its text", param=f"messages[{index}].content")
-    return "".join(text for text in texts if text)
+    return _clean("".join(text for text in texts if text))
 
 
 def _inputs(value: str | list[str] | list[int] | list[list[int]], param: str) -> tuple[str | tuple[int, ...], ...]:
     """OpenAI's four ways to give prompts or inputs, as a tuple of texts or token lists; empty ones are refused."""
     if isinstance(value, str):
-        inputs: tuple[str | tuple[int, ...], ...] = (value,)
+        inputs: tuple[str | tuple[int, ...], ...] = (_clean(value),)
     elif all(isinstance(item, int) for item in value):
         inputs = (tuple(item for item in value if isinstance(item, int)),)
     else:
-        inputs = tuple(item if isinstance(item, str) else tuple(item) for item in value if not isinstance(item, int))
+        given = (item for item in value if not isinstance(item, int))
+        inputs = tuple(_clean(item) if isinstance(item, str) else tuple(item) for item in given)
     if not all(inputs) or not inputs:
         raise RequestError(f"{param}: is empty; give a text", param=param)
     return inputs

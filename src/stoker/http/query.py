@@ -68,14 +68,23 @@ class QueryRenderer:
             "model": identity.name if identity else None,
             "finish_reason": finish,
             "usage": usage_object(usage),
-            "cache": "bypass",
-            "route": {"model": identity.name if identity else None, "reason": self._record.route_reason},
+            "cache": self._record.cache,
+            "route": self._route(identity),
             "timings": {
                 "queue_ms": round(timings.queue_ms, 2),
                 "first_token_ms": round(timings.first_token_ms, 2),
                 "total_ms": round(timings.total_ms, 2),
             },
         }
+
+    def _route(self, identity: ModelIdentity | None) -> dict[str, Any]:
+        record = self._record
+        route: dict[str, Any] = {"model": identity.name if identity else None, "reason": record.route_reason}
+        if record.expert is not None:
+            route["expert"] = record.expert
+        if record.confidence is not None:
+            route["confidence"] = round(record.confidence, 3)
+        return route
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -90,9 +99,11 @@ def router(gateway: Gateway) -> APIRouter:
         openapi_extra=body_of(schemas.QueryRequest),
     )
     async def query(request: Request) -> Response:
+        caller = gateway.caller(request, "inference")
         body = read_body(schemas.QueryRequest, await gateway.body(request))
-        generation = gateway.reader.query(body, request.headers, gateway.principal(request))
-        record = gateway.record(request)
-        return Reply(gateway.pipeline, [generation], QueryRenderer(generation.id, record), record, stream=body.stream)
+        generation = gateway.reader.query(body, request.headers, caller.principal)
+        record = gateway.record(request, caller)
+        renderer = QueryRenderer(generation.id, record)
+        return Reply(gateway.pipeline, [generation], caller, renderer, record, stream=body.stream)
 
     return routes

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from stoker.admission.auth import Caller
 from stoker.errors import EngineError, StokerError
 from stoker.http.envelope import retry_headers
 from stoker.http.render import Answer, Renderer
 from stoker.observability.logging import get_logger
 from stoker.observability.record import Record
-from stoker.pipeline import Pipeline
+from stoker.pipeline import Admitted, Pipeline
 from stoker.types import Chunk, GenerationRequest
 
 STREAM_HEADERS = [
@@ -35,6 +37,7 @@ class Reply(Response):
     Args:
         pipeline: where the answers come from.
         requests: one, or several prompts of one call.
+        caller: who asks.
         renderer: how the route shows answers.
         record: the request's log record; written when the reply ends.
         stream: whether to send events or one body.
@@ -44,6 +47,7 @@ class Reply(Response):
         self,
         pipeline: Pipeline,
         requests: Sequence[GenerationRequest],
+        caller: Caller,
         renderer: Renderer,
         record: Record,
         *,
@@ -52,20 +56,19 @@ class Reply(Response):
         super().__init__()
         self._pipeline = pipeline
         self._requests = requests
+        self._caller = caller
         self._renderer = renderer
         self._record = record
         self._stream = stream
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply; returns early, without an exception, when the client leaves."""
         watcher = asyncio.create_task(self._watch(receive, asyncio.current_task()))
+        headers = Headers(scope=scope)
+        gathers = self._stream and scope.get("http_version") == "1.0"
         try:
-            if self._stream and scope.get("http_version") == "1.0":
-                await self._send_stream(_Gathered(send))
-            elif self._stream:
-                await self._send_stream(send)
-            else:
-                await self._send_whole(send)
+            await self._send(_Gathered(send) if gathers else send, headers)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._record.disconnected or task is None:
@@ -75,6 +78,22 @@ class Reply(Response):
             watcher.cancel()
             self._record.close()
 
+    async def _send(self, send: Send, headers: Mapping[str, str]) -> None:
+        """Admit the call and send its answers; an error before the first byte gets its own status."""
+        try:
+            async with self._pipeline.admitted(self._requests, self._caller, headers, self._record) as calls:
+                if self._stream:
+                    await self._send_stream(send, calls)
+                else:
+                    await self._send_whole(send, calls)
+        except StokerError as error:
+            self._record.error = error
+            if self._begun:
+                _log.warning("stream broken", request_id=self._record.id, error=error.code, detail=error.message)
+                await _body(send, self._renderer.broken(error), more=False)
+            else:
+                await self._refuse(send, error)
+
     async def _watch(self, receive: Receive, task: asyncio.Task[None] | None) -> None:
         """Cancel the reply when the client leaves."""
         while (await receive())["type"] != "http.disconnect":
@@ -83,54 +102,44 @@ class Reply(Response):
             self._record.disconnected = True
             task.cancel()
 
-    async def _send_stream(self, send: Send) -> None:
-        begun = False
-        try:
-            async with contextlib.aclosing(self._chunks()) as chunks:
-                async for index, chunk in chunks:
-                    if not begun:
-                        begun = True
-                        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-                        opening = self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
-                        await _body(send, opening, more=True)
-                    elif event := self._renderer.event(index, chunk):
-                        await _body(send, event, more=True)
-            if not begun:
-                raise EngineError("the engine ended without an answer", retry_after=1)
-            await _body(send, self._renderer.end(self._record.usage), more=False)
-        except StokerError as error:
-            if begun:
-                self._record.error = error
-                _log.warning("stream broken", request_id=self._record.id, error=error.code, detail=error.message)
-                await _body(send, self._renderer.broken(error), more=False)
-            else:
-                await self._refuse(send, error)
+    async def _send_stream(self, send: Send, calls: Sequence[Admitted]) -> None:
+        async with contextlib.aclosing(self._chunks(calls)) as chunks:
+            async for index, chunk in chunks:
+                if not self._begun:
+                    self._begun = True
+                    headers = [*STREAM_HEADERS, *self._record.answer_headers()]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    opening = self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
+                    await _body(send, opening, more=True)
+                elif event := self._renderer.event(index, chunk):
+                    await _body(send, event, more=True)
+        if not self._begun:
+            raise EngineError("the engine ended without an answer", retry_after=1)
+        await _body(send, self._renderer.end(self._record.usage), more=False)
 
-    async def _send_whole(self, send: Send) -> None:
-        try:
-            answers = await self._collect_all()
-        except StokerError as error:
-            await self._refuse(send, error)
-            return
+    async def _send_whole(self, send: Send, calls: Sequence[Admitted]) -> None:
+        answers = await self._collect_all(calls)
         body = self._renderer.whole(self._record.served(), answers, self._record.usage)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        length = (b"content-length", str(len(body)).encode())
+        headers = [(b"content-type", b"application/json"), length, *self._record.answer_headers()]
+        self._begun = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _body(send, body, more=False)
 
-    async def _collect_all(self) -> Sequence[Answer]:
+    async def _collect_all(self, calls: Sequence[Admitted]) -> Sequence[Answer]:
         """The answers, in order; no more prompts at once than an engine has slots, so that one call fills no line.
 
         The first prompt that fails ends the others.
         """
-        if len(self._requests) == 1:
-            return [await self._collect(self._requests[0])]
-        places = asyncio.Semaphore(self._pipeline.find(self._requests[0].model).settings.slots)
+        if len(calls) == 1:
+            return [await self._collect(calls[0])]
+        places = asyncio.Semaphore(calls[0].pool.settings.slots)
 
-        async def in_turn(request: GenerationRequest) -> Answer:
+        async def in_turn(call: Admitted) -> Answer:
             async with places:
-                return await self._collect(request)
+                return await self._collect(call)
 
-        tasks = [asyncio.create_task(in_turn(request)) for request in self._requests]
+        tasks = [asyncio.create_task(in_turn(call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -138,24 +147,25 @@ class Reply(Response):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _collect(self, request: GenerationRequest) -> Answer:
+    async def _collect(self, call: Admitted) -> Answer:
         answer = Answer()
-        async with contextlib.aclosing(self._pipeline.generate(request, self._record)) as chunks:
+        async with contextlib.aclosing(self._pipeline.answer(call, self._record)) as chunks:
             async for chunk in chunks:
                 answer.add(chunk)
         return answer
 
-    async def _chunks(self) -> AsyncGenerator[tuple[int, Chunk]]:
-        for index, request in enumerate(self._requests):
-            async with contextlib.aclosing(self._pipeline.generate(request, self._record)) as chunks:
+    async def _chunks(self, calls: Sequence[Admitted]) -> AsyncGenerator[tuple[int, Chunk]]:
+        for index, call in enumerate(calls):
+            async with contextlib.aclosing(self._pipeline.answer(call, self._record)) as chunks:
                 async for chunk in chunks:
                     yield index, chunk
 
     async def _refuse(self, send: Send, error: StokerError) -> None:
         """An error before the first byte: its own status, in the route's envelope."""
-        self._record.error, self._record.status = error, error.status
+        self._record.status = error.status
         body, kind = self._renderer.refusal(error)
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *retry_headers(error)]
+        headers += self._record.headers
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await _body(send, body, more=False)
 

@@ -134,8 +134,16 @@ class StreamOptions(Wire):
     """End the stream with a chunk that has the token counts."""
 
 
+WITHOUT_EFFECT = frozenset(
+    {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+"""Fields of OpenAI's API about its own service: they change no answer here."""
+
+
 class SamplingFields(Wire):
     """How tokens are drawn; common to chat and completions."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     model: str | None = None
     """Name of a served model; none, or `default`, is the configured default."""
@@ -155,6 +163,8 @@ class SamplingFields(Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    cache: bool | None = None
+    """Whether a stored answer will do; `Cache-Control: no-cache` says the same as false."""
     timeout: Seconds | None = None
     """Seconds after which the answer is of no use; the header `X-Request-Timeout` says the same."""
 

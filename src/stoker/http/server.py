@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import math
 import resource
@@ -80,16 +79,6 @@ def connections_within(wanted: int) -> int:
     if most < wanted:
         _log.warning("fewer connections than configured, by the limit of open files", connections=most, files=soft)
     return most
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def url_of(listener: socket.socket) -> str:

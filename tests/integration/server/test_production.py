@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.conftest import shared_rows
+from tests.integration.server.test_hostile import raw_request
 from tests.redis_server import RedisProcess
 from tests.running import FakeModel, Stoker
 
@@ -309,3 +314,132 @@ def wait_until(condition, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.02)
+
+
+def test_every_bad_input_gets_its_answer_with_everything_on(tmp_path: Path, model: FakeModel) -> None:
+    """Whatever stands in front of the engine, hostile requests are refused in words and harm nobody else."""
+    rows = shared_rows("bad_inputs/dev.jsonl")
+    experts = [{"name": "money", "model": "fake", "examples": ["What is my balance?", "Pay the rent"]}]
+    settings = {
+        "models": [model.settings],
+        "keys": [{"name": "user", "hash": hash_of(USER), "rate": {"requests": 100_000, "tokens": 10**9}}],
+        "guard": {"mode": "block", "secrets": ["hunter2"], "protect_system_prompt": True},
+        "cache": {"policy": "all"},
+        "routing": {"experts": experts},
+    }
+    with Stoker(tmp_path, settings) as stoker:
+        for row in rows:
+            headers = {**row["headers"], "authorization": f"Bearer {USER}"}
+            status, head, body = raw_request(stoker.url, row["path"], base64.b64decode(row["body_base64"]), headers)
+            assert status < 500 or status in {503, 504}, (row["name"], status, body[:300])
+            if row["expect"] == "4xx":
+                assert 400 <= status < 500, (row["name"], status, body[:300])
+            assert b"x-request-id" in head.lower() or status in {400, 431}, row["name"]
+        assert ask(stoker.url).status_code == 200
+        assert not stoker.events("unexpected error")
+
+
+class TestExperts:
+    @pytest.fixture(scope="class")
+    def house(self, tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[tuple[Stoker, dict]]:
+        models = {}
+        for name in ("money", "food", "rest"):
+            models[name] = FakeModel(tmp_path_factory.mktemp(name), model_path, plan={"slots": 2, "context": 1024})
+            models[name].settings["name"] = f"{name}-model"
+        experts = [
+            {
+                "name": "money",
+                "model": "money-model",
+                "description": "bank accounts, cards and payments",
+                "system": "You are a banker.",
+                "examples": [
+                    "What is my balance?",
+                    "Transfer money to my brother",
+                    "Why was my card declined?",
+                    "Сколько денег на счёте?",
+                    "Переведи сто рублей маме",
+                ],
+                "keywords": ["invoice"],
+                "fallback": "rest-model",
+            },
+            {
+                "name": "food",
+                "model": "food-model",
+                "description": "recipes and cooking",
+                "examples": [
+                    "How do I boil an egg?",
+                    "A recipe for soup",
+                    "What can replace butter in a cake?",
+                    "Как сварить борщ?",
+                    "Рецепт блинов",
+                ],
+                "header": "x-team: kitchen",
+            },
+        ]
+        settings = {
+            "models": [model.settings for model in models.values()],
+            "default_model": "rest-model",
+            "routing": {"experts": experts, "out_of_scope": ["Who won the match?", "Tell me a joke", "Какая погода?"]},
+            "restart": {"backoff": 20, "backoff_max": 30},
+        }
+        with Stoker(tmp_path_factory.mktemp("experts"), settings) as stoker:
+            yield stoker, models
+
+    @staticmethod
+    def query(stoker: Stoker, text: str, headers: dict[str, str] | None = None, **fields: object) -> dict:
+        return httpx.post(stoker.url + "/query", json={"text": text, **fields}, headers=headers, timeout=60).json()
+
+    @pytest.mark.parametrize(
+        ("text", "expert"),
+        [
+            ("Please transfer 50 euros from my account", "money"),
+            ("How long does an egg boil?", "food"),
+            ("Переведи деньги на счёт", "money"),
+            ("Как приготовить суп?", "food"),
+        ],
+    )
+    def test_requests_without_a_name_find_their_expert(self, house: tuple, text: str, expert: str) -> None:
+        answer = self.query(house[0], text)
+        assert answer["route"]["expert"] == expert
+        assert answer["model"] == f"{expert}-model"
+        assert answer["route"]["reason"].startswith("classifier")
+        assert 0.5 <= answer["route"]["confidence"] <= 1
+
+    def test_headers_and_keywords_come_first(self, house: tuple) -> None:
+        assert self.query(house[0], "Who sent this invoice for eggs?")["route"]["reason"] == "keyword 'invoice'"
+        assert self.query(house[0], "my balance", {"X-Team": "kitchen"})["route"]["expert"] == "food"
+
+    def test_experts_and_models_can_be_named(self, house: tuple) -> None:
+        stoker, models = house
+        answer = self.query(stoker, "anything at all", model="money")
+        assert answer["route"] == {"model": "money-model", "reason": "named", "expert": "money"}
+        asked = models["money"].requests()[-1]["body"]["messages"]
+        assert asked[0] == {"role": "system", "content": "You are a banker."}
+        assert "expert" not in self.query(stoker, "my balance", model="rest-model")["route"]
+        listed = [entry["id"] for entry in httpx.get(stoker.url + "/v1/models").json()["data"]]
+        assert listed == ["money-model", "food-model", "rest-model", "money", "food"]
+
+    def test_the_route_is_in_the_header_the_log_and_the_figures(self, house: tuple) -> None:
+        stoker = house[0]
+        answer = ask(
+            stoker.url, None, messages=[{"role": "user", "content": "Why was my card declined?"}], model="auto"
+        )
+        assert answer.headers["x-route"].startswith('expert=money; model=money-model; reason="classifier')
+        wait_until(lambda: "money" in {line["expert"] for line in stoker.events("request")})
+        assert 'stoker_routed_total{expert="money",reason="classifier"}' in httpx.get(stoker.url + "/metrics").text
+
+    def test_a_conversation_stays_with_its_expert(self, house: tuple) -> None:
+        said = [{"role": "user", "content": "What is my balance on the card account?"}]
+        assert "expert=money" in ask(house[0].url, None, messages=said, model="auto").headers["x-route"]
+        said += [{"role": "assistant", "content": "Ten."}, {"role": "user", "content": "And how do I boil an egg?"}]
+        route = ask(house[0].url, None, messages=said, model="auto").headers["x-route"]
+        assert route == 'expert=money; model=money-model; reason="sticky"'
+
+    def test_who_is_down_is_replaced(self, house: tuple) -> None:
+        stoker = house[0]
+        engines = {m["name"]: m["engines"][0]["pid"] for m in stoker.health()[1]["models"]}
+        os.kill(engines["money-model"], signal.SIGKILL)
+        wait_until(lambda: not next(m for m in stoker.health()[1]["models"] if m["name"] == "money-model")["ready"])
+        answer = self.query(stoker, "What is the balance of my account?")
+        assert answer["model"] == "rest-model"
+        assert answer["route"]["reason"] == "fallback: money is down"

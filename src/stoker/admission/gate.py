@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from functools import partial
 from hashlib import blake2b
 
@@ -82,16 +81,13 @@ class Gate:
         record.headers += permit.headers
         return permit
 
-    async def guarded(self, request: GenerationRequest, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
-        """An answer without what must not leave in it; its chunks as they are where nothing is to be protected."""
+    def guarded(self, request: GenerationRequest, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+        """An answer without what must not leave in it; its chunks themselves where nothing is to be protected."""
         system = self._protected(request)
-        safe = chunks
-        if self._secrets or self._canary or system:
-            make = partial(OutputFilter, self._secrets, system, canary=self._canary)
-            safe = filtered(chunks, make, lambda what: self._metrics.leaks.labels(what).inc())
-        async with aclosing(safe):
-            async for chunk in safe:
-                yield chunk
+        if not (self._secrets or self._canary or system):
+            return chunks
+        make = partial(OutputFilter, self._secrets, system, canary=self._canary)
+        return filtered(chunks, make, lambda what: self._metrics.leaks.labels(what).inc())
 
     def _protected(self, request: GenerationRequest) -> str | None:
         """The system prompt that must not be told; None where it may be."""

@@ -42,7 +42,7 @@ class AnswerCache:
         self._settings = settings
         self.flights = Flights()
 
-    async def answer(
+    def answer(
         self, request: GenerationRequest, identity: ModelIdentity, lookup: Lookup, generate: Source
     ) -> AsyncGenerator[Chunk]:
         """The answer's chunks, from wherever they are had; `lookup` says from where before the first one comes.
@@ -55,11 +55,12 @@ class AnswerCache:
         """
         if not shareable(request, self._config):
             lookup.outcome = "bypass"
-            async with aclosing(generate()) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            return
-        key = key_of(request, identity, self._settings)
+            return generate()
+        return self._shared(request, key_of(request, identity, self._settings), lookup, generate)
+
+    async def _shared(
+        self, request: GenerationRequest, key: str, lookup: Lookup, generate: Source
+    ) -> AsyncGenerator[Chunk]:
         async for chunk in self._stored(key, lookup):
             yield chunk
         if lookup.outcome == "hit":

@@ -232,26 +232,15 @@ class ModelPool:
                 param="prompt" if request.kind == "completion" else "messages",
             )
 
-    async def _run(self, lease: Lease, request: GenerationRequest, call: EngineCall) -> AsyncGenerator[Chunk]:
+    def _run(self, lease: Lease, request: GenerationRequest, call: EngineCall) -> AsyncGenerator[Chunk]:
         """One attempt: stream the call, read tool calls out of the text and look at JSON answers where needed."""
         client = lease.engine.client
         if client is None:
             raise EngineDied("the engine is gone")
-        reader: tools.ToolStream | tools.JsonStream | None = None
+        chunks = client.stream(call, request.deadline)
         if call.parses_tools:
-            reader = tools.ToolStream(request.tool_use, call.shapes)
-        elif call.json is not None:
-            reader = tools.JsonStream(call.json)
-        async with contextlib.aclosing(client.stream(call, request.deadline)) as chunks:
-            async for chunk in chunks:
-                if reader is None:
-                    yield chunk
-                    continue
-                for piece in reader.feed(chunk):
-                    yield piece
-                if reader.settled:
-                    yield Chunk(finish_reason="tool_calls")
-                    return
+            return _read(chunks, tools.ToolStream(request.tool_use, call.shapes))
+        return chunks if call.json is None else _read(chunks, tools.JsonStream(call.json))
 
     async def _embed(self, lease: Lease, request: EmbeddingRequest) -> tuple[list[list[float]], Usage]:
         client = lease.engine.client
@@ -403,3 +392,14 @@ class ModelPool:
                 if not waiter.done():
                     waiter.set_exception(NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}"))
         self._dispatch()
+
+
+async def _read(chunks: AsyncGenerator[Chunk], reader: tools.ToolStream | tools.JsonStream) -> AsyncGenerator[Chunk]:
+    """An answer through a reader, until that has heard enough."""
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            for piece in reader.feed(chunk):
+                yield piece
+            if reader.settled:
+                yield Chunk(finish_reason="tool_calls")
+                return

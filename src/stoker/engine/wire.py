@@ -195,6 +195,10 @@ def read_event(event: Mapping[str, Any]) -> Chunk | None:
         return Chunk(usage=usage) if usage else None
     choice = choices[0]
     delta = choice.get("delta")
+    if usage is None and delta and len(delta) == 1 and choice.get("finish_reason") is None:
+        text = delta.get("content")
+        if text and not choice.get("logprobs"):
+            return Chunk(text)  # nearly all of them
     finish = _FINISH.get(choice.get("finish_reason") or "")
     calls: Sequence[Mapping[str, Any]] = ()
     logprobs = _logprobs(choice.get("logprobs") or {})

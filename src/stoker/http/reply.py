@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -66,9 +66,10 @@ class Reply(Response):
         """Send the reply; returns early, without an exception, when the client leaves."""
         watcher = asyncio.create_task(self._watch(receive, asyncio.current_task()))
         headers = Headers(scope=scope)
-        gathers = self._stream and scope.get("http_version") == "1.0"
+        if self._stream and scope.get("http_version") == "1.0":
+            send = _Gathered(send)
         try:
-            await self._send(_Gathered(send) if gathers else send, headers)
+            await self._send(send, headers)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._record.disconnected or task is None:
@@ -103,19 +104,22 @@ class Reply(Response):
             task.cancel()
 
     async def _send_stream(self, send: Send, calls: Sequence[Admitted]) -> None:
-        async with contextlib.aclosing(self._chunks(calls)) as chunks:
-            async for index, chunk in chunks:
-                if not self._begun:
-                    self._begun = True
-                    headers = [*STREAM_HEADERS, *self._record.answer_headers()]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    opening = self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
-                    await _body(send, opening, more=True)
-                elif event := self._renderer.event(index, chunk):
-                    await _body(send, event, more=True)
+        for index, call in enumerate(calls):
+            async with contextlib.aclosing(self._pipeline.answer(call, self._record)) as chunks:
+                async for chunk in chunks:
+                    event = self._renderer.event(index, chunk) if self._begun else await self._open(send, index, chunk)
+                    if event:
+                        await _body(send, event, more=True)
         if not self._begun:
             raise EngineError("the engine ended without an answer", retry_after=1)
         await _body(send, self._renderer.end(self._record.usage), more=False)
+
+    async def _open(self, send: Send, index: int, chunk: Chunk) -> bytes:
+        """Begin the stream with its status; the first bytes of its body."""
+        self._begun = True
+        headers = [*STREAM_HEADERS, *self._record.answer_headers()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        return self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
 
     async def _send_whole(self, send: Send, calls: Sequence[Admitted]) -> None:
         answers = await self._collect_all(calls)
@@ -153,12 +157,6 @@ class Reply(Response):
             async for chunk in chunks:
                 answer.add(chunk)
         return answer
-
-    async def _chunks(self, calls: Sequence[Admitted]) -> AsyncGenerator[tuple[int, Chunk]]:
-        for index, call in enumerate(calls):
-            async with contextlib.aclosing(self._pipeline.answer(call, self._record)) as chunks:
-                async for chunk in chunks:
-                    yield index, chunk
 
     async def _refuse(self, send: Send, error: StokerError) -> None:
         """An error before the first byte: its own status, in the route's envelope."""

@@ -1,9 +1,9 @@
 """Which expert a text is for, and how sure that is: a classifier trained at start from the configuration's examples.
 
-A softmax regression compares the text with the examples in two ways: by meaning (`vectors`), which carries over to other
-words and from English to Russian, and by n-grams (`ngrams`), which hold the examples' own words. Texts that are nobody's business are
-one more class: the configured `out_of_scope` examples, and everyday requests that come with the package, less those that
-resemble an expert's examples.
+A softmax regression compares the text with the examples in two ways: by meaning (`vectors`), which carries over to
+other words and from English to Russian, and by n-grams (`ngrams`), which hold the examples' own words. Texts that are
+nobody's business are one more class: the configured `out_of_scope` examples, and everyday requests that come with the
+package, less those that resemble an expert's examples.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MOST_EXAMPLES = 2_000
 """More examples than this are thinned evenly, so that training stays within seconds."""
 FOLDS = 5
 PENALTY = 1 / 15
-MEANING, SHARPNESS = 2.0, 3.0
-"""The kernel of meaning is MEANING * exp(SHARPNESS * (cosine - 1)): near examples count more than a plane would let them."""
+MEANING, SHARPNESS = 4.0, 3.0
+"""The kernel of meaning is MEANING * exp(SHARPNESS * (cosine - 1)), so that near examples count most."""
 LOOKS = 1.0
 """Weight of the n-grams' inner product in the kernel."""
-BACKGROUND_WEIGHT = 0.3
+BACKGROUND_WEIGHT, BACKGROUND_SHARE = 0.3, 0.5
+"""Weight of one of the package's own requests beside an example's 1; all together at most this share of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Classifier:
         grams = [counted(normalised(text)) for text in examples.texts]
         self._weighting = Weighting(grams)
         looks = [self._weighting.apply(text) for text in grams]
-        self._confidence = Confidence((), ())
+        self._confidence = Confidence((), (), ())
         self._coefficients, self._looks = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
         if examples.texts:
             self._learn(looks)
@@ -148,9 +149,12 @@ class Classifier:
             self._looks[look.indexes] += np.float32(LOOKS) * look.values[:, None] * row
         self._confidence = Confidence(*self._left_out(kernel, targets))
 
-    def _left_out(self, kernel: Floats, targets: Floats) -> tuple[list[Signs], list[bool]]:
+    def _left_out(self, kernel: Floats, targets: Floats) -> tuple[list[Signs], list[bool], list[float]]:
         """What the classifier says of each example when trained without its fold, and whether that is right."""
-        examples, signs, right = self._examples, [], []
+        examples = self._examples
+        signs: list[Signs] = []
+        right: list[bool] = []
+        weights: list[float] = []
         folds = _folds(examples)
         experts = len(examples.names)
         for fold in range(FOLDS):
@@ -165,7 +169,8 @@ class Classifier:
                 best = int(chances[row].argmax())
                 signs.append(self._signs(float(chances[row, best]), best, likeness[row], examples.labels[kept]))
                 right.append(best == int(examples.labels[index]))
-        return signs, right
+                weights.append(float(examples.weights[index]))
+        return signs, right, weights
 
     def _signs(self, chance: float, best: int, likeness: Floats, labels: Indexes) -> Signs:
         mine, none = likeness[labels == best], likeness[labels == len(self._examples.names)]
@@ -195,18 +200,19 @@ def _gather(
     labels = np.array([label for _, label, _ in rows], np.int64)
     far = background(encoder, vectors[labels < len(names)]) if names else ((), vectors[:0])
     count = len(far[0])
+    weight = min(BACKGROUND_WEIGHT, BACKGROUND_SHARE * len(rows) / max(1, count))
     return _Examples(
         names,
         (*(text for text, _, _ in rows), *far[0]),
         np.concatenate((labels, np.full(count, len(names), np.int64))),
-        np.concatenate((np.ones(len(rows), np.float32), np.full(count, BACKGROUND_WEIGHT, np.float32))),
+        np.concatenate((np.ones(len(rows), np.float32), np.full(count, weight, np.float32))),
         np.array([*(checked for _, _, checked in rows), *[not out_of_scope] * count], np.bool_),
         np.concatenate((vectors, far[1])),
     )
 
 
 def _folds(examples: _Examples) -> Indexes:
-    """A fold for each example, every class spread evenly; -1, always trained with, for one that is alone in its class."""
+    """A fold for each example, every class spread evenly; -1, always trained with, for one alone in its class."""
     folds = np.full(len(examples.labels), -1, np.int64)
     for label in range(examples.classes):
         members = np.flatnonzero((examples.labels == label) & examples.checked)

@@ -1,7 +1,7 @@
 """How sure the classifier may be: a probability learned from texts that it had not seen, by cross-validation.
 
-Three signs are weighed: the classifier's own odds, how like the text is to the nearest example of the chosen expert, and
-how like to the nearest example that no expert should get. With few examples the weights stay near ones that suit most.
+Three signs are weighed: the classifier's own odds, how like the text is to the nearest example of the chosen expert,
+and how like to the nearest example that no expert should get. With few examples the weights stay near usual ones.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from stoker.routing.softmax import fit_logistic
 
 Floats = NDArray[np.float32]
 
-PRIOR = np.array([-1.5, 0.8, 3.0, -1.5], np.float32)
+PRIOR = np.array([0.0, 0.9, 3.7, -1.6], np.float32)
 """Weights of: the constant, the log-odds, the likeness to the expert, the likeness to what is out of scope."""
-STRENGTH = np.array([1.0, 10.0, 2.0, 2.0], np.float32)
+STRENGTH = np.array([4.0, 40.0, 8.0, 8.0], np.float32)
 MOST_ODDS = 8.0
 
 
@@ -50,13 +50,15 @@ class Confidence:
     Args:
         signs: of texts that were left out of training.
         right: whether the preferred expert was right, and the text in scope; as many as `signs`.
+        weights: how much each of them counts.
     """
 
-    def __init__(self, signs: Sequence[Signs], right: Sequence[bool]) -> None:
+    def __init__(self, signs: Sequence[Signs], right: Sequence[bool], weights: Sequence[float]) -> None:
         self._weights = PRIOR
         if signs:
             rows = np.array([sign.row for sign in signs], np.float32)
-            self._weights = fit_logistic(rows, np.array(right, np.float32), PRIOR, STRENGTH)
+            targets, counting = np.array(right, np.float32), np.array(weights, np.float32)
+            self._weights = fit_logistic(rows, targets, counting, PRIOR, STRENGTH)
 
     def __call__(self, signs: Signs) -> float:
         """The probability, 0..1, that the preferred expert is right and the text in scope."""

@@ -1,8 +1,8 @@
 """Matrix products that stay on the calling thread.
 
-numpy's OpenBLAS wakes threads for products of more than 2^18 multiplications, and these wait for one another by spinning.
-Beside an engine that keeps every core busy that costs milliseconds for a product of 40 microseconds (measured: 2.1 ms
-against 0.04). Pieces below that size are computed at once.
+numpy's OpenBLAS wakes threads for products of more than 2^18 multiplications, and these wait for one another by
+spinning. Beside an engine that keeps every core busy that costs milliseconds for a product of 40 microseconds
+(measured: 2.1 ms against 0.04). Pieces below that size are computed at once.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Router:
         self._threshold = config.threshold
         self._classifier = classifier
         self._rules = Rules(config.experts)
-        self._conversations = conversations or Conversations(config.sticky)
+        self._conversations = Conversations(config.sticky) if conversations is None else conversations
 
     @classmethod
     def from_config(cls, config: RoutingConfig, default: str) -> Self:

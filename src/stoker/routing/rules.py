@@ -15,16 +15,14 @@ class Rules:
 
     def __init__(self, experts: Sequence[ExpertConfig]) -> None:
         self._headers: list[tuple[str, str, ExpertConfig]] = []
-        self._keywords: dict[str, tuple[str, ExpertConfig]] = {}
+        self._keywords: list[tuple[re.Pattern[str], Mapping[str, str], ExpertConfig]] = []
         for expert in experts:
             if expert.header is not None:
                 name, _, value = expert.header.partition(":")
                 self._headers.append((name.strip().lower(), value.strip(), expert))
-            for keyword in expert.keywords:
-                if folded := _folded(keyword):
-                    self._keywords.setdefault(folded, (keyword, expert))
-        self._pattern = _pattern(tuple(self._keywords))
-        self._order = {expert.name: place for place, expert in enumerate(experts)}
+            written = {folded: keyword for keyword in expert.keywords if (folded := _folded(keyword))}
+            if written:
+                self._keywords.append((_pattern(tuple(written)), written, expert))
 
     def by_header(self, headers: Mapping[str, str]) -> ExpertConfig | None:
         """The expert whose header the request carries; names compare without regard to case, values exactly."""
@@ -38,23 +36,21 @@ class Rules:
 
         Case, width and the kind of space do not count; the first 2,000 characters are read.
         """
-        if self._pattern is None:
+        if not self._keywords:
             return None
-        found = {match.group(1) for match in self._pattern.finditer(_folded(text[:READ_CHARACTERS]))}
-        if not found:
-            return None
-        hits = [self._keywords[keyword] for keyword in sorted(found)]
-        keyword, expert = min(hits, key=lambda hit: self._order[hit[1].name])
-        return expert, keyword
+        folded = _folded(text[:READ_CHARACTERS])
+        for pattern, written, expert in self._keywords:
+            found = pattern.search(folded)
+            if found is not None:
+                return expert, written[found[0]]
+        return None
 
 
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _pattern(keywords: Sequence[str]) -> re.Pattern[str] | None:
-    """Longest first, and looking ahead, so that a keyword inside another one is found as well."""
-    if not keywords:
-        return None
+def _pattern(keywords: Sequence[str]) -> re.Pattern[str]:
+    """Any of the keywords as a whole word, the longer ones first."""
     longest = "|".join(re.escape(keyword) for keyword in sorted(keywords, key=len, reverse=True))
-    return re.compile(rf"(?<!\w)(?=({longest})(?!\w))")
+    return re.compile(rf"(?<!\w)(?:{longest})(?!\w)")

@@ -16,7 +16,7 @@ from stoker.routing.linear import product
 Floats = NDArray[np.float32]
 
 STEPS = 80
-LOGISTIC_STEPS = 25
+LOGISTIC_STEPS = 500
 
 
 def probabilities(logits: Floats) -> Floats:
@@ -41,33 +41,37 @@ def fit(kernel: Floats, targets: Floats, weights: Floats, penalty: float) -> Flo
     root = np.sqrt(weights)[:, None]
     scaled = root * kernel * root.T
     inverse = np.linalg.inv(scaled / 2 + penalty * np.eye(count, dtype=np.float32)).astype(np.float32)
-    current = np.zeros_like(targets)
-    ahead, momentum = current, 1.0
+    current: Floats = np.zeros_like(targets)
+    ahead: Floats = current
+    momentum = 1.0
     for _ in range(STEPS):
         # Coefficients are kept divided by the roots of the weights, which makes the weighted problem a plain one.
-        logits: Floats = product(scaled, ahead) / root
-        errors = root * (probabilities(logits) - targets)
-        following: Floats = ahead - product(inverse, errors + np.float32(penalty) * ahead)
+        chances = probabilities((product(scaled, ahead) / root).astype(np.float32))
+        errors = root * (chances - targets)
+        following = ahead - product(inverse, (errors + penalty * ahead).astype(np.float32))
         grown = (1 + math.sqrt(1 + 4 * momentum**2)) / 2  # Nesterov 1983
-        ahead = following + np.float32((momentum - 1) / grown) * (following - current)
-        current, momentum = following, grown
+        ahead = (following + (momentum - 1) / grown * (following - current)).astype(np.float32)
+        current = following.astype(np.float32)
+        momentum = grown
     result: Floats = (root * current).astype(np.float32)
     return result
 
 
-def fit_logistic(features: Floats, targets: Floats, prior: Floats, strength: Floats) -> Floats:
-    """Logistic regression by Newton's method, drawn to `prior` with `strength` (its inverse variances).
+def fit_logistic(features: Floats, targets: Floats, weights: Floats, prior: Floats, strength: Floats) -> Floats:
+    """Logistic regression that is drawn to `prior` with `strength` (its inverse variances).
 
     Args:
         features: N x F; a column of ones where a constant is wanted.
         targets: N, each 0 or 1.
+        weights: N, how much each example counts.
         prior: F, the coefficients that hold without examples.
         strength: F, > 0.
     """
+    wide = features.astype(np.float64)
+    inverse = np.linalg.inv((wide.T * weights) @ wide / 4 + np.diag(strength).astype(np.float64))
     coefficients = prior.astype(np.float64)
     for _ in range(LOGISTIC_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(features @ coefficients, -30, 30)))
-        gradient = features.T @ (chances - targets) + strength * (coefficients - prior)
-        curvature = (features.T * (chances * (1 - chances) + 1e-3)) @ features + np.diag(strength)
-        coefficients = coefficients - np.linalg.solve(curvature, gradient)
+        chances = 1 / (1 + np.exp(-np.clip(wide @ coefficients, -30, 30)))
+        errors = weights * (chances - targets)
+        coefficients = coefficients - inverse @ (wide.T @ errors + strength * (coefficients - prior))
     return coefficients.astype(np.float32)

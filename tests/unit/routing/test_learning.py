@@ -31,13 +31,17 @@ def test_probabilities_do_not_overflow():
 def test_without_examples_the_prior_holds():
     features = np.zeros((0, 2), np.float32)
     prior = np.array([0.5, -1], np.float32)
-    assert fit_logistic(features, np.zeros(0, np.float32), prior, np.ones(2, np.float32)) == pytest.approx(prior)
+    assert fit_logistic(
+        features, np.zeros(0, np.float32), np.zeros(0, np.float32), prior, np.ones(2, np.float32)
+    ) == pytest.approx(prior)
 
 
 def test_many_examples_overrule_the_prior():
     features = np.ones((1000, 1), np.float32)
     targets = (np.arange(1000) < 900).astype(np.float32)
-    found = fit_logistic(features, targets, np.array([-3], np.float32), np.ones(1, np.float32))
+    found = fit_logistic(
+        features, targets, np.ones(1000, np.float32), np.array([-3], np.float32), np.ones(1, np.float32)
+    )
     assert 1 / (1 + np.exp(-found[0])) == pytest.approx(0.9, abs=0.01)
 
 
@@ -45,7 +49,7 @@ def test_confidence_is_calibrated_on_what_it_saw():
     random = np.random.default_rng(3)
     signs = [Signs(chance, 0.5, 0.2) for chance in random.uniform(0.05, 0.95, 2000)]
     right = [random.uniform() < sign.chance**2 for sign in signs]
-    confidence = Confidence(signs, right)
+    confidence = Confidence(signs, right, [1.0] * len(signs))
     high = [index for index, sign in enumerate(signs) if sign.chance > 0.8]
     assert np.mean([confidence(signs[index]) for index in high]) == pytest.approx(
         np.mean([right[index] for index in high]), abs=0.05
@@ -53,7 +57,7 @@ def test_confidence_is_calibrated_on_what_it_saw():
 
 
 def test_untrained_confidence_grows_with_likeness():
-    confidence = Confidence((), ())
+    confidence = Confidence((), (), ())
     assert PRIOR[2] > 0 > PRIOR[3]
     assert confidence(Signs(0.9, 0.8, 0.1)) > 0.6 > confidence(Signs(0.5, 0.1, 0.6))
 

@@ -4,7 +4,7 @@ from stoker.routing.pieces import Pieces, normalised
 
 
 def test_normalised_text_has_one_form():
-    assert normalised("  Ещё\tДЕНЬ,  Café \uff26oo ") == "еще день, cafe foo"
+    assert normalised("  Ещё\tДЕНЬ,  Café \uff26oo ") == "еще день, cafe foo"  # noqa: RUF001
 
 
 def test_the_short_i_keeps_its_breve():

@@ -198,7 +198,7 @@ def test_examples_come_from_the_configuration_and_from_files(tmp_path):
     labelled = tmp_path / "rows.jsonl"
     labelled.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     plain = tmp_path / "trips.txt"
-    plain.write_text("find a hotel\n\nбилет на поезд\n")
+    plain.write_text("find a hotel\n\nбилет на поезд\n")  # noqa: RUF001
     config = RoutingConfig(
         experts=(
             ExpertConfig(name="finance", model="fin", examples=("my bank account",), examples_file=labelled),

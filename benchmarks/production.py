@@ -258,7 +258,11 @@ def litellm_server(python: str, upstream: int) -> Iterator[harness.Running]:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         command = [str(Path(python).with_name("litellm")), "--config", str(file), "--port", str(port)]
-        env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        env = {
+            **os.environ,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # on loopback, as Stoker without keys
+        }
         with harness.started(
             [*command, "--host", "127.0.0.1"], ("127.0.0.1", port), "/health/liveliness", env
         ) as running:

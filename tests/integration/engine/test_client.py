@@ -13,7 +13,7 @@ from stoker.engine.client import EngineClient
 from stoker.engine.wire import EngineCall
 from stoker.errors import DeadlineExceeded, EngineDied, EngineError, StokerError
 
-CALL = EngineCall("/v1/chat/completions", {})
+CALL = EngineCall("/v1/chat/completions", {}, b"{}")
 WORD = b'data: {"choices": [{"delta": {"content": "word"}}]}'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -339,51 +340,59 @@ def test_every_bad_input_gets_its_answer_with_everything_on(tmp_path: Path, mode
         assert not stoker.events("unexpected error")
 
 
+@contextlib.contextmanager
+def experts_house(directory: Path, model_path: Path) -> Iterator[tuple[Stoker, dict[str, FakeModel]]]:
+    """Two experts on models of their own, and a third model for everything else."""
+    models = {}
+    for name in ("money", "food", "rest"):
+        (directory / name).mkdir()
+        models[name] = FakeModel(directory / name, model_path, plan={"slots": 2, "context": 1024})
+        models[name].settings["name"] = f"{name}-model"
+    experts = [
+        {
+            "name": "money",
+            "model": "money-model",
+            "description": "bank accounts, cards and payments",
+            "system": "You are a banker.",
+            "examples": [
+                "What is my balance?",
+                "Transfer money to my brother",
+                "Why was my card declined?",
+                "Сколько денег на счёте?",
+                "Переведи сто рублей маме",
+            ],
+            "keywords": ["invoice"],
+            "fallback": "rest-model",
+        },
+        {
+            "name": "food",
+            "model": "food-model",
+            "description": "recipes and cooking",
+            "examples": [
+                "How do I boil an egg?",
+                "A recipe for soup",
+                "What can replace butter in a cake?",
+                "Как сварить борщ?",
+                "Рецепт блинов",
+            ],
+            "header": "x-team: kitchen",
+        },
+    ]
+    settings = {
+        "models": [model.settings for model in models.values()],
+        "default_model": "rest-model",
+        "routing": {"experts": experts, "out_of_scope": ["Who won the match?", "Tell me a joke", "Какая погода?"]},
+        "restart": {"backoff": 20, "backoff_max": 30},
+    }
+    with Stoker(directory, settings) as stoker:
+        yield stoker, models
+
+
 class TestExperts:
     @pytest.fixture(scope="class")
     def house(self, tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[tuple[Stoker, dict]]:
-        models = {}
-        for name in ("money", "food", "rest"):
-            models[name] = FakeModel(tmp_path_factory.mktemp(name), model_path, plan={"slots": 2, "context": 1024})
-            models[name].settings["name"] = f"{name}-model"
-        experts = [
-            {
-                "name": "money",
-                "model": "money-model",
-                "description": "bank accounts, cards and payments",
-                "system": "You are a banker.",
-                "examples": [
-                    "What is my balance?",
-                    "Transfer money to my brother",
-                    "Why was my card declined?",
-                    "Сколько денег на счёте?",
-                    "Переведи сто рублей маме",
-                ],
-                "keywords": ["invoice"],
-                "fallback": "rest-model",
-            },
-            {
-                "name": "food",
-                "model": "food-model",
-                "description": "recipes and cooking",
-                "examples": [
-                    "How do I boil an egg?",
-                    "A recipe for soup",
-                    "What can replace butter in a cake?",
-                    "Как сварить борщ?",
-                    "Рецепт блинов",
-                ],
-                "header": "x-team: kitchen",
-            },
-        ]
-        settings = {
-            "models": [model.settings for model in models.values()],
-            "default_model": "rest-model",
-            "routing": {"experts": experts, "out_of_scope": ["Who won the match?", "Tell me a joke", "Какая погода?"]},
-            "restart": {"backoff": 20, "backoff_max": 30},
-        }
-        with Stoker(tmp_path_factory.mktemp("experts"), settings) as stoker:
-            yield stoker, models
+        with experts_house(tmp_path_factory.mktemp("experts"), model_path) as house:
+            yield house
 
     @staticmethod
     def query(stoker: Stoker, text: str, headers: dict[str, str] | None = None, **fields: object) -> dict:
@@ -435,8 +444,11 @@ class TestExperts:
         route = ask(house[0].url, None, messages=said, model="auto").headers["x-route"]
         assert route == 'expert=money; model=money-model; reason="sticky"'
 
-    def test_who_is_down_is_replaced(self, house: tuple) -> None:
-        stoker = house[0]
+    def test_who_is_down_is_replaced(self, tmp_path: Path, model_path: Path) -> None:
+        with experts_house(tmp_path, model_path) as (stoker, _):
+            self.replaced(stoker)
+
+    def replaced(self, stoker: Stoker) -> None:
         engines = {m["name"]: m["engines"][0]["pid"] for m in stoker.health()[1]["models"]}
         os.kill(engines["money-model"], signal.SIGKILL)
         wait_until(lambda: not next(m for m in stoker.health()[1]["models"] if m["name"] == "money-model")["ready"])

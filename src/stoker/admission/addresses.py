@@ -7,6 +7,7 @@ from the right, where each proxy appends the address that it saw.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -20,6 +21,8 @@ from stoker.errors import ConfigError
 
 LOCAL = "local"
 """The group of peers without an address: those that come by a Unix socket."""
+REMEMBERED = 4096
+"""Texts whose meaning is kept: a caller comes again, and is looked at three times a request."""
 IPV6_GROUP_BITS = 64
 """One subscriber's network: RFC 6177 gives end sites a /64 or more, and a host picks addresses in it at will."""
 _MAPPED_BITS = 96  # of ::ffff:0:0/96, RFC 4291 section 2.5.5.2
@@ -63,6 +66,7 @@ def parse_networks(entries: Iterable[str]) -> tuple[Network, ...]:
     return tuple(map(_network, entries))
 
 
+@lru_cache(REMEMBERED)
 def address_group(address: str) -> str:
     """What counts as one caller: an IPv4 address, an IPv6 /64, or `local` for whatever has no address."""
     parsed = _parse(address)
@@ -84,6 +88,7 @@ def _from_the_right(forwarded: Sequence[str]) -> Iterator[str]:
         yield from reversed(value.split(","))
 
 
+@lru_cache(REMEMBERED)
 def _parse(text: str) -> Address | None:
     """An address as it stands in headers: perhaps with quotes, brackets, a port or a zone; IPv4-mapped ones as IPv4."""
     text = text.strip().strip('"')

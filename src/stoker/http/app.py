@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,7 +16,7 @@ from stoker.admission.addresses import parse_networks
 from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
 from stoker.http import admin, docs, envelope, openai, operations, query
 from stoker.http.gateway import Gateway
-from stoker.http.middleware import Arriving, Errors, RequestId
+from stoker.http.middleware import Arriving, Endpoint, Errors, RequestId, Shortcut
 from stoker.http.parse import Reader
 from stoker.service import Service
 
@@ -37,16 +40,24 @@ def build(service: Service) -> FastAPI:
         proxies=parse_networks(service.settings.trusted_proxies),
         metrics=service.metrics,
     )
-    app.include_router(query.router(gateway))
-    app.include_router(openai.router(gateway))
+    asking = (query.router(gateway), openai.router(gateway))
+    for router in asking:
+        app.include_router(router)
     app.include_router(admin.router(gateway))
     app.include_router(operations.router(service, gateway))
     app.add_exception_handler(HTTPException, _http_exception)
     docs.install(app)
     # The last one added is the first that a request meets.
+    app.add_middleware(Shortcut, endpoints=_by_path(asking))
     app.add_middleware(Errors)
     app.add_middleware(RequestId)
     return app
+
+
+def _by_path(routers: Sequence[APIRouter]) -> dict[str, Endpoint]:
+    """The endpoints that are asked by POST, by their paths."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

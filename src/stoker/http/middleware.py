@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stoker.errors import Overloaded, PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
@@ -18,6 +19,7 @@ from stoker.http.envelope import for_path, retry_headers
 from stoker.observability.logging import get_logger
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+Endpoint = Callable[[Request], Awaitable[Response]]
 REQUEST_ID_HEADER = "x-request-id"
 _log = get_logger("http")
 
@@ -93,6 +95,31 @@ class Errors:
             if begun:
                 raise
             await respond(scope, send, StokerError(f"an unexpected error; it is logged under request id {request_id}"))
+
+
+class Shortcut:
+    """Takes the routes that models are asked by straight to their endpoints.
+
+    They parse their bodies and write their answers by themselves, so that the framework's routing, dependencies and
+    exit stacks would only cost time: about a third of what a cached answer takes. The framework still describes them.
+
+    Args:
+        app: everything else.
+        endpoints: by path, for POST.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by the endpoint of this path, if it is one of them."""
+        endpoint = self._endpoints.get(scope["path"]) if scope.get("method") == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def _log_refusal(scope: Scope, error: StokerError) -> None:

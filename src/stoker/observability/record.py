@@ -12,6 +12,8 @@ from stoker.observability.metrics import Metrics
 from stoker.types import FinishReason, ModelIdentity, Timings, Usage
 
 _log = get_logger("request")
+_UNSENDABLE = re.compile("[^ !#-~]")  # in a quoted string of a header: RFC 9110, 5.6.4
+_KIND = re.compile("[^:'0-9]*")
 
 
 @dataclass(slots=True)
@@ -122,13 +124,12 @@ class Record:
             told.append((b"age", str(int(self.cache_age_s)).encode()))  # RFC 9111, 5.1
         if self.model is not None:
             expert = f"expert={self.expert}; " if self.expert else ""
-            reason = "".join(
-                letter if " " <= letter < "\x7f" and letter != '"' else "?" for letter in self.route_reason
-            )
+            reason = _UNSENDABLE.sub("?", self.route_reason)
             told.append((b"x-route", f'{expert}model={self.model.name}; reason="{reason}"'.encode()))
         return told
 
 
 def reason_kind(reason: str) -> str:
     """The kind of a route's reason, without what it was about: `keyword 'tax'` is `keyword`."""
-    return re.split(r"[:'0-9]", reason, maxsplit=1)[0].strip()
+    found = _KIND.match(reason)
+    return found[0].strip() if found else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tracemalloc  # noqa: F401 - a warning at the wrong moment would find it half imported
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -76,7 +76,7 @@ class Stoker:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The JSON log lines of one event."""
-        lines = (line for line in self.log.splitlines() if line.startswith("{"))
+        lines = (line for line in self.log.split("\n") if line.startswith("{") and line.endswith("}"))
         return [line for line in map(json.loads, lines) if line.get("event") == name]
 
     def wait_listening(self) -> str:

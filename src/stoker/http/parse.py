@@ -147,7 +147,8 @@ class Reader:
 
     def unknown_fields(self, body: schemas.SamplingFields) -> tuple[str, ...]:
         """The fields that mean nothing here, for the log; RequestError where the configuration refuses them."""
-        names = tuple(name[:64] for name in list(body.model_extra or ())[:SHOWN_PROBLEMS])
+        # Strangers' names go into lines that people and programs read: nothing in them may end one.
+        names = tuple(ascii(name[:64])[1:-1] for name in list(body.model_extra or ())[:SHOWN_PROBLEMS])
         strange = [name for name in names if name not in schemas.WITHOUT_EFFECT]
         if strange and self._limits.unknown_fields == "refuse":
             raise RequestError(f"{', '.join(strange)}: unknown; see /docs for the fields there are", param=strange[0])

@@ -133,6 +133,16 @@ def test_a_body_full_of_mistakes_is_not_complained_of_item_by_item(model: type, 
     assert "more)" not in caught.value.message
 
 
+def test_unknown_fields_are_named_on_one_line() -> None:
+    body = read_body(schemas.ChatRequest, json.dumps({**HELLO, "user": "x", "a\u0085b\u2028\n": 1}).encode())
+    assert READER.unknown_fields(body) == ("user", "a\\x85b\\u2028\\n")
+    strict = Reader(Settings(limits={"unknown_fields": "refuse"}))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="unknown"):
+        strict.unknown_fields(body)
+    only_known = read_body(schemas.ChatRequest, json.dumps({**HELLO, "user": "x"}).encode())
+    assert strict.unknown_fields(only_known) == ("user",)
+
+
 def test_deadlines() -> None:
     now = time.monotonic()
     assert 299 < chat().deadline - now < 302

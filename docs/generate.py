@@ -1,4 +1,4 @@
-"""Writes the parts of this directory that follow from the code: the table of settings, and their JSON Schema.
+"""Writes the parts of this directory that follow from the code: tables of settings and metrics, a JSON Schema.
 
 `python docs/generate.py` writes them; with `--check` it changes nothing, names what is stale and exits with 1.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from typer.testing import CliRunner
 
 from stoker.cli.main import app
 from stoker.config import ENV_PREFIX
+from stoker.observability.families import HistogramFamily
+from stoker.observability.live import FIGURES
+from stoker.observability.metrics import Metrics
 
 HERE = Path(__file__).resolve().parent
-BEGIN = "<!-- settings: written by docs/generate.py -->"
-END = "<!-- /settings -->"
 UNITS = {
     "plan.batch": "tokens",
     "plan.context": "tokens",
@@ -35,11 +37,27 @@ UNITS = {
     "cache.ttl": "s",
     "routing.sticky": "s",
     "restart.backoff": "s",
+    "log.content_chars": "characters",
+    "health.canary_interval": "s",
+    "health.canary_timeout": "s",
+    "health.lag_warn": "s",
     "restart.backoff_max": "s",
     "restart.healthy_after": "s",
 }
 """Units that neither a key's name nor its group tells."""
-COMPUTED_DEFAULTS = {"data_dir": "`~/.local/share/stoker`"}
+METRIC_GROUPS = (
+    "Requests",
+    "Times",
+    "Models",
+    "Engines",
+    "Cache and store",
+    "Decisions",
+    "Health",
+    "Process and host",
+    "Endpoint picker",
+)
+"""In the order of the page."""
+COMPUTED_DEFAULTS = {"data_dir": "`~/.local/share/stoker`", "tracing.headers": ""}
 
 Schema = Mapping[str, Any]
 
@@ -77,13 +95,28 @@ def _places(prefix: str, group: Schema, schema: Schema, seen: dict[str, str]) ->
     return seen
 
 
-def page_with(tables: str, page: str) -> str:
+def metrics_tables() -> str:
+    """Markdown tables of every series that is declared, one for each group."""
+    series = sorted([*Metrics().families, *FIGURES], key=lambda one: METRIC_GROUPS.index(one.group))
+    parts: list[str] = []
+    for group, members in groupby(series, key=lambda one: one.group):
+        parts += [f"### {group}", "", "| Name | Type | Labels | What it is |", "|---|---|---|---|"]
+        for one in members:
+            kind = f"histogram of {len(one.bounds) + 1} buckets" if isinstance(one, HistogramFamily) else one.kind
+            labels = ", ".join(f"`{label}`" for label in one.label_names)
+            parts.append(f"| `{one.name}` | {kind} | {labels} | {one.text} |")
+        parts.append("")
+    return "\n".join(parts[:-1])
+
+
+def page_with(tables: str, path: Path, mark: str) -> str:
     """The page with `tables` between its marks; ValueError when it has none."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    begins, ends = f"<!-- {mark}: written by docs/generate.py -->", f"<!-- /{mark} -->"
+    head, begin, rest = path.read_text(encoding="utf-8").partition(begins)
+    _, end, tail = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}"
+        raise ValueError(f"{path} has no {begins} ... {ends}")
+    return f"{head}{begin}\n\n{tables}\n\n{end}{tail}"
 
 
 def _group_name(spec: Schema) -> str | None:
@@ -150,13 +183,14 @@ def _unit(name: str) -> str:
 
 def main() -> int:
     """Write or check; 1 when a check finds something stale."""
-    parser = argparse.ArgumentParser(description=f"Table and schema of the settings ({ENV_PREFIX}... and stoker.yaml).")
+    parser = argparse.ArgumentParser(description=f"Tables and schema of settings ({ENV_PREFIX}...) and metrics.")
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 when something is stale")
     check = parser.parse_args().check
     text = schema_text()
-    page = HERE / "configuration.md"
+    settings, metrics = HERE / "configuration.md", HERE / "metrics.md"
     wanted = {
-        page: page_with(settings_tables(json.loads(text)), page.read_text(encoding="utf-8")),
+        settings: page_with(settings_tables(json.loads(text)), settings, "settings"),
+        metrics: page_with(metrics_tables(), metrics, "metrics"),
         HERE / "stoker.schema.json": text,
     }
     stale = {path: new for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new}

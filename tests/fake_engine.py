@@ -4,7 +4,8 @@ It answers llama.cpp's streaming routes on a Unix socket and reads its behaviour
 request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3}`. Faults: `none`, `die_before` (exit before the first
 token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
 more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close the stream without its end),
-`never_ready`, `exit_at_start`. `times` bounds how often the fault strikes. Every request is noted in `<control>.log`.
+`never_ready`, `exit_at_start`, `mute` (canaries get no token). `times` bounds how often a fault strikes. Every request
+is noted in `<control>.log`.
 """
 
 from __future__ import annotations
@@ -100,6 +101,31 @@ async def _tell(response: web.StreamResponse, body: dict, settings: dict, fault:
     await response.write(b"data: [DONE]\n\n")
 
 
+async def completion(request: web.Request) -> web.StreamResponse:
+    """One token, as a canary wants it; noted apart from the requests, and no occasion for faults to count."""
+    control: Control = request.app["control"]
+    settings = control.read()
+    fault = settings.get("fault", "none")
+    control.log(json.dumps({"canary": True, "pid": os.getpid()}))
+    control.wedged = control.wedged or fault == "wedge"
+    while control.wedged or fault == "mute":
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(settings.get("canary_delay", 0))
+    if fault == "refuse":
+        return web.json_response({"error": {"code": 501, "message": "no completions here"}}, status=501)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(event(choices=[{"index": 0, "text": "1", "finish_reason": "length"}]))
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def slots(request: web.Request) -> web.Response:
+    """As many tokens in the first slot as the control file says."""
+    tokens = request.app["control"].read().get("held", 0)
+    return web.json_response([{"id": 0, "n_ctx": 512, "is_processing": tokens > 0, "n_prompt_tokens": tokens}])
+
+
 async def embeddings(request: web.Request) -> web.Response:
     """A short vector for every input, made from its length, after `embed_delay` seconds."""
     body = await request.json()
@@ -149,10 +175,12 @@ def main() -> None:
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app["control"] = control
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/completions", completion)
     app.router.add_post("/v1/embeddings", embeddings)
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/props", props)
+    app.router.add_get("/slots", slots)
     web.run_app(app, path=options.socket, print=None, handle_signals=False)
 
 

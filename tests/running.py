@@ -70,6 +70,11 @@ class Stoker:
             self.process.wait()
 
     @property
+    def monitor_url(self) -> str:
+        """Where metrics and health are, when the settings give them an address of their own."""
+        return self._wait_for(r"metrics and health at (http://\S+)")
+
+    @property
     def log(self) -> str:
         """Everything that the server wrote."""
         return self.log_file.read_text(errors="replace")

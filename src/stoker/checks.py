@@ -1,71 +1,81 @@
-"""What the health report says of models and of what they stand on, from what is known already."""
+"""The checks of a running server: what each finds, from what is known already, with the threshold by which it judged."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
+from stoker.config import HealthConfig
 from stoker.engine.pool import ModelPool
-from stoker.health import Finding, Health, Level
+from stoker.engine.process import Engine, EngineState
+from stoker.health import Finding, Health, Level, Outcome
+from stoker.vitals import Disk, Memory, Vitals
 
-DISK_WARN_BYTES = 1024**3
-
-
-def describe_pool(pool: ModelPool) -> dict[str, Any]:
-    """What the health report says of a model."""
-    identity = pool.settings.identity
-    return {
-        "name": identity.name,
-        "version": identity.version,
-        "digest": f"sha256:{identity.digest}",
-        "ready": pool.ready,
-        "slots": pool.slots,
-        "running": pool.running,
-        "waiting": len(pool.line),
-        "waiting_tokens": pool.line.tokens,
-        "refused": pool.refused,
-        "engines": [
-            {
-                "name": engine.name,
-                "state": str(engine.state),
-                "pid": engine.pid,
-                "restarts": engine.restarts,
-                "stalls": engine.stalls,
-                "load_s": round(engine.load_seconds, 2),
-                "last_token_at": engine.client.last_token_at if engine.client else None,
-                "last_error": engine.last_error,
-            }
-            for engine in pool.engines
-        ],
-    }
+MIB = 1 << 20
 
 
-def register_checks(
-    health: Health,
-    pools: Mapping[str, ModelPool],
-    data_dir: Path,
-    draining: Callable[[], bool],
-    store: Callable[[], tuple[str, str | None]],
-) -> None:
-    """Register the checks of a server.
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the checks look at.
 
-    Args:
-        health: where.
+    Attributes:
         pools: the models' engines, by name.
-        data_dir: whose disk is watched.
         draining: whether the server is stopping.
         store: where answers and counters are kept, and what is wrong there.
+        vitals: of host and process, as of a moment ago; None before the first look.
+        lag_s: how late the event loop was lately, in seconds.
     """
+
+    pools: Mapping[str, ModelPool]
+    draining: Callable[[], bool]
+    store: Callable[[], tuple[str, str | None]]
+    vitals: Callable[[], Vitals | None]
+    lag_s: Callable[[], float]
+
+
+def register_checks(health: Health, config: HealthConfig, watched: Watched) -> None:
+    """Register the checks of a server with the thresholds of its configuration."""
     health.register("process", lambda: Finding("ok", "the event loop turns"), Level.LIVE)
-    health.register("accepting", lambda: _accepting(draining=draining()), Level.READY)
-    health.register("disk", lambda: _disk(data_dir))
-    health.register("store", lambda: _store(*store()))
-    for name, pool in pools.items():
+    health.register("accepting", lambda: _accepting(draining=watched.draining()), Level.READY)
+    health.register("event loop", lambda: _lag(watched.lag_s(), config))
+    health.register("memory", lambda: _known(watched.vitals(), lambda vitals: memory_finding(vitals.memory, config)))
+    health.register("disk", lambda: _known(watched.vitals(), lambda vitals: disk_finding(vitals.disk, config)))
+    health.register("store", lambda: _store(*watched.store()))
+    for name, pool in watched.pools.items():
         health.register(f"model {name}", lambda pool=pool: _answers(pool), Level.READY)  # type: ignore[misc]
         health.register(f"model {name} loaded", lambda pool=pool: _loaded(pool), Level.STARTUP)  # type: ignore[misc]
         health.register(f"queue {name}", lambda pool=pool: _queue(pool), Level.READY)  # type: ignore[misc]
+
+
+def memory_finding(memory: Memory, config: HealthConfig) -> Finding:
+    """How near the memory's limit is."""
+    text = (
+        f"{memory.used / MIB:,.0f} of {memory.limit / MIB:,.0f} MiB in use ({memory.share:.0%}) by {memory.source}, "
+        f"the gateway has {memory.gateway / MIB:,.0f}, engines {sum(memory.engines.values()) / MIB:,.0f}"
+    )
+    threshold = f"warns from {config.memory_warn:.0%}, fails from {config.memory_fail:.0%}"
+    return Finding(_above(memory.share, config.memory_warn, config.memory_fail), text, threshold)
+
+
+def disk_finding(disk: Disk | None, config: HealthConfig) -> Finding:
+    """How much room is left for models and whatever else must survive."""
+    threshold = f"warns below {config.disk_warn_mib} MiB, fails below {config.disk_fail_mib}"
+    if disk is None:
+        return Finding("fail", "the data directory's file system does not answer", threshold)
+    free = disk.free / MIB
+    text = f"{free:,.0f} of {disk.size / MIB:,.0f} MiB free under {disk.path}"
+    return Finding(_above(-free, -config.disk_warn_mib, -config.disk_fail_mib, strict=True), text, threshold)
+
+
+def _above(value: float, warn: float, fail: float, *, strict: bool = False) -> Outcome:
+    """What it means that a value has grown so far; `strict` when it may reach a threshold without crossing it."""
+    if value > fail or (value == fail and not strict):
+        return "fail"
+    return "warn" if value > warn or (value == warn and not strict) else "ok"
+
+
+def _known(vitals: Vitals | None, judge: Callable[[Vitals], Finding]) -> Finding:
+    return Finding("ok", "not looked at so far") if vitals is None else judge(vitals)
 
 
 def _accepting(*, draining: bool) -> Finding:
@@ -74,33 +84,43 @@ def _accepting(*, draining: bool) -> Finding:
     return Finding("ok", "takes requests")
 
 
+def _lag(lag_s: float, config: HealthConfig) -> Finding:
+    outcome: Outcome = "warn" if lag_s > config.lag_warn else "ok"
+    return Finding(
+        outcome, f"at most {lag_s * 1000:.0f} ms late in the last 10 s", f"warns above {config.lag_warn:g} s"
+    )
+
+
 def _store(description: str, trouble: str | None) -> Finding:
     return Finding("ok", f"answers and counters in {description}") if trouble is None else Finding("warn", trouble)
 
 
 def _answers(pool: ModelPool) -> Finding:
-    ready = sum(engine.state == "ready" for engine in pool.engines)
+    ready = sum(engine.state is EngineState.READY for engine in pool.engines)
+    threshold = "fails without a ready engine, warns with fewer than there are"
     if ready == len(pool.engines):
-        return Finding("ok", f"{ready} of {ready} engines ready")
-    outcome = "warn" if ready else "fail"
-    return Finding(outcome, f"{ready} of {len(pool.engines)} engines ready; {pool.trouble()}")  # type: ignore[arg-type]
+        canaries = [engine.canary.latency_s for engine in pool.engines if engine.canary.latency_s is not None]
+        slowest = f"; canary answered in {max(canaries) * 1000:.0f} ms" if canaries else ""
+        return Finding("ok", f"{ready} of {ready} engines ready{slowest}", threshold)
+    outcome: Outcome = "warn" if ready else "fail"
+    return Finding(outcome, f"{ready} of {len(pool.engines)} engines ready; {pool.trouble()}", threshold)
 
 
 def _loaded(pool: ModelPool) -> Finding:
-    if any(engine.load_seconds or engine.state == "ready" for engine in pool.engines):
+    if any(engine.load_seconds or engine.state is EngineState.READY for engine in pool.engines):
         return Finding("ok", "has been loaded")
-    return Finding("fail", f"still loading; {pool.trouble()}")
+    progress = ", ".join(map(_progress, pool.engines))
+    return Finding("fail", f"still loading: {progress}")
+
+
+def _progress(engine: Engine) -> str:
+    """How far an engine is, in words."""
+    waiting = f"{engine.name} {engine.state} for {engine.starting_s:.1f} s"
+    return f"{waiting} after {engine.last_error}" if engine.last_error else waiting
 
 
 def _queue(pool: ModelPool) -> Finding:
     line = pool.line
     text = f"{len(line)} of {line.max_requests} places, {line.tokens} of {line.max_tokens} tokens taken"
     full = line.max_requests > 0 and len(line) >= line.max_requests
-    return Finding("fail" if full else "ok", text)
-
-
-def _disk(directory: Path) -> Finding:
-    existing = next((path for path in (directory, *directory.parents) if path.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
-    text = f"{free / 1024**3:.1f} GiB free under {directory} (threshold {DISK_WARN_BYTES / 1024**3:.0f} GiB)"
-    return Finding("warn" if free < DISK_WARN_BYTES else "ok", text)
+    return Finding("fail" if full else "ok", text, "fails when every place is taken")

@@ -25,10 +25,11 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, with a sentence for people."""
+    """What a check found, with a sentence for people, and the threshold by which it judged, where there is one."""
 
     outcome: Outcome
     reason: str
+    threshold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

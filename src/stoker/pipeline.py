@@ -18,6 +18,7 @@ from stoker.cache.answers import AnswerCache, Lookup
 from stoker.engine.estimate import cost_of, cost_of_inputs, prompt_tokens
 from stoker.engine.pool import ModelPool
 from stoker.observability.record import Record
+from stoker.observability.tracing import step
 from stoker.types import Chunk, EmbeddingRequest, FinishReason, GenerationRequest, Usage
 from stoker.wayfinder import Wayfinder
 
@@ -52,12 +53,14 @@ class Pipeline:
 
         Raises StokerError for what may not pass.
         """
-        way = self.wayfinder.find(requests[0], caller, headers, record)
-        ready = [Admitted(way.prepare(request), way.pool) for request in requests]
-        for one in ready:
-            await self._gate.check(one.request, way.pool.settings.guard, caller, record)
-        tokens = sum(cost_of(one.request, way.pool.settings) for one in ready)
-        permit = await self._gate.permit(caller, record, tokens)
+        record.note_requests(requests)
+        with step(record.trace, "admission"):
+            way = self.wayfinder.find(requests[0], caller, headers, record)
+            ready = [Admitted(way.prepare(request), way.pool) for request in requests]
+            for one in ready:
+                await self._gate.check(one.request, way.pool.settings.guard, caller, record)
+            tokens = sum(cost_of(one.request, way.pool.settings) for one in ready)
+            permit = await self._gate.permit(caller, record, tokens)
         try:
             yield ready
         finally:
@@ -69,13 +72,13 @@ class Pipeline:
         Raises StokerError.
         """
         request, pool = admitted.request, admitted.pool
-        lookup = Lookup()
+        lookup = Lookup(trace=record.trace)
         finish: FinishReason | None = None
         usage: Usage | None = None
         pieces = 0
 
         def generate() -> AsyncGenerator[Chunk]:
-            return self._gate.guarded(request, pool.generate(request, record.timings))
+            return self._gate.guarded(request, pool.generate(request, record.timings, record.trace))
 
         try:
             chunks = self.cache.answer(request, pool.settings.identity, lookup, generate)
@@ -86,6 +89,8 @@ class Pipeline:
                     pieces += 1
                     finish = chunk.finish_reason or finish
                     usage = chunk.usage or usage  # some servers count on in every chunk
+                    if record.said is not None:
+                        record.said.append(chunk.text)
                     yield chunk
         finally:
             # Nobody counts what a caller has left; a piece is about a token, and leaving must not be free.
@@ -96,11 +101,13 @@ class Pipeline:
         self, request: EmbeddingRequest, caller: Caller, headers: Mapping[str, str], record: Record
     ) -> list[list[float]]:
         """A vector for each input; raises StokerError."""
-        way = self.wayfinder.find(request, caller, headers, record)
-        self._gate.check_embedding(request)
-        permit = await self._gate.permit(caller, record, cost_of_inputs(request.inputs))
+        record.note_requests([request])
+        with step(record.trace, "admission"):
+            way = self.wayfinder.find(request, caller, headers, record)
+            self._gate.check_embedding(request)
+            permit = await self._gate.permit(caller, record, cost_of_inputs(request.inputs))
         try:
-            vectors, usage = await way.pool.embed(request, record.timings)
+            vectors, usage = await way.pool.embed(request, record.timings, record.trace)
             record.note("stop", usage, "bypass")
         finally:
             await _close(permit, record)

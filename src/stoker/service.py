@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -23,23 +22,33 @@ from stoker.admission.gate import Gate
 from stoker.admission.guard.inspect import Guard
 from stoker.admission.limits import Limiter
 from stoker.cache.answers import AnswerCache
-from stoker.checks import describe_pool, register_checks
+from stoker.checks import Watched, register_checks
 from stoker.config import Settings
+from stoker.engine.canary import CanaryTimes
 from stoker.engine.launch import custom_command, llamacpp_command
+from stoker.engine.plan import Plan
 from stoker.engine.pool import ModelPool, PoolSettings
 from stoker.engine.process import SOCKET_NAME_BYTES, Engine, EngineProcess, Launch
 from stoker.engine.upstream import UpstreamEngine
 from stoker.errors import StartupError
 from stoker.health import Health
 from stoker.lineup import PlannedModel
+from stoker.observability.content import ContentWriter
+from stoker.observability.live import LiveFigures
+from stoker.observability.loopwatch import LoopWatch
 from stoker.observability.metrics import Metrics
+from stoker.observability.record import Observer
+from stoker.observability.tracing import Tracer
 from stoker.pipeline import Pipeline
+from stoker.report import Reporter, engine_version
 from stoker.routing.router import Router
 from stoker.store.opening import Stores, open_stores
+from stoker.vitals import Vitals, read_vitals
 from stoker.wayfinder import Wayfinder
 
 REFRESH_S = 1.0
 DRAIN_POLL_S = 0.02
+CANARY_SHARE = 1 / 3
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
 
 
@@ -52,16 +61,35 @@ class Service:
     pipeline: Pipeline
     keys: KeyRing
     stores: Stores
-    metrics: Metrics
+    observer: Observer
     health: Health
+    loop: LoopWatch
+    vitals: Vitals | None = None
     store_trouble: str | None = None
     started: float = field(default_factory=time.monotonic)
+    engine_version: str = field(default_factory=engine_version)
     draining: bool = False
 
     @property
     def pools(self) -> Mapping[str, ModelPool]:
         """The models' engines, by name."""
         return self.pipeline.wayfinder.pools
+
+    @property
+    def reporter(self) -> Reporter:
+        """Tells how the server is."""
+        return Reporter(
+            self.health,
+            self.pools,
+            self.pipeline.cache,
+            self.stores,
+            store_trouble=lambda: self.store_trouble,
+            vitals=lambda: self.vitals,
+            lag_s=lambda: self.loop.lag_s,
+            draining=lambda: self.draining,
+            started=self.started,
+            engine=self.engine_version,
+        )
 
     @property
     def busy(self) -> int:
@@ -82,21 +110,6 @@ class Service:
             await asyncio.sleep(DRAIN_POLL_S)
         return not self.busy
 
-    def report(self) -> dict[str, Any]:
-        """The full health report."""
-        findings = self.health.findings()
-        outcomes = {finding.outcome for _, finding in findings}
-        status = "fail" if "fail" in outcomes else "warn" if "warn" in outcomes else "ok"
-        checks = [{"name": name, "status": found.outcome, "reason": found.reason} for name, found in findings]
-        return {
-            "status": status,
-            "version": __version__,
-            "uptime_s": round(time.monotonic() - self.started, 1),
-            "checks": checks,
-            "models": [describe_pool(pool) for pool in self.pools.values()],
-            "process": {"pid": os.getpid(), "python": sys.version.split()[0]},
-        }
-
 
 @asynccontextmanager
 async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGenerator[Service]:
@@ -110,14 +123,10 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
         metrics = Metrics()
         stores = open_stores(settings.store, int(settings.cache.max_mib * 2**20), metrics.note_store_error)
         pipeline = await asyncio.to_thread(_pipeline, settings, pools, stores, metrics)
-        service = Service(settings, models, pipeline, KeyRing(settings), stores, metrics, Health())
-        register_checks(
-            service.health,
-            pools,
-            settings.data_dir,
-            draining=lambda: service.draining,
-            store=lambda: (stores.description, service.store_trouble),
-        )
+        observer = Observer(metrics, Tracer.open(settings.tracing, __version__), ContentWriter(settings.log))
+        loop = LoopWatch(settings.health.lag_warn)
+        service = Service(settings, models, pipeline, KeyRing(settings), stores, observer, Health(), loop)
+        _watch(service)
         keeping = asyncio.create_task(_keep_fresh(service))
         for pool in pools.values():
             pool.start()
@@ -127,6 +136,8 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
             keeping.cancel()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
             await stores.close()
+            await observer.tracer.close()
+            loop.stop()
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
@@ -153,12 +164,33 @@ def _guards(settings: Settings) -> bool:
     )
 
 
+def _watch(service: Service) -> None:
+    """Have the service's state looked at, by checks and by metrics."""
+    watched = Watched(
+        service.pools,
+        draining=lambda: service.draining,
+        store=lambda: (service.stores.description, service.store_trouble),
+        vitals=lambda: service.vitals,
+        lag_s=lambda: service.loop.lag_s,
+    )
+    register_checks(service.health, service.settings.health, watched)
+    service.observer.metrics.registry.register(LiveFigures(service.reporter.snapshot))
+    service.loop.start()
+
+
 async def _keep_fresh(service: Service) -> None:
-    """Look now and then at what lives outside: the keys file, and the store's health."""
+    """Look now and then at what lives outside: the keys file, the host, and the store's health."""
     while True:
-        await asyncio.sleep(REFRESH_S)
-        await asyncio.to_thread(service.keys.refresh)
+        service.vitals = await asyncio.to_thread(_look, service)
         service.store_trouble = await service.stores.ping()
+        await asyncio.sleep(REFRESH_S)
+
+
+def _look(service: Service) -> Vitals:
+    """What the disk is asked for, which may take its time."""
+    service.keys.refresh()
+    pids = [engine.pid for pool in service.pools.values() for engine in pool.engines if engine.pid is not None]
+    return read_vitals(service.settings.data_dir, pids)
 
 
 def _socket_directory() -> Path:
@@ -204,7 +236,16 @@ def _pool(settings: Settings, model: PlannedModel, sockets: Path) -> ModelPool:
             load_timeout=settings.timeouts.load,
             stall_timeout=settings.timeouts.stall or plan.stall_timeout_s,
             restart=settings.restart,
+            canary=_canary_times(settings, plan),
         )
         return [EngineProcess(f"{config.name}/{n}", launch, sockets, on_change) for n in range(config.replicas)]
 
     return ModelPool(pool_settings, engines)
+
+
+def _canary_times(settings: Settings, plan: Plan) -> CanaryTimes | None:
+    """When idle engines are asked for a token; a plan that is slow to compute a prompt is slow here, too."""
+    health = settings.health
+    if not health.canary_interval:
+        return None
+    return CanaryTimes(health.canary_interval, health.canary_timeout or plan.stall_timeout_s * CANARY_SHARE)

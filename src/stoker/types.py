@@ -145,6 +145,15 @@ class EmbeddingRequest:
     admitted: bool = False
 
 
+def asked(request: GenerationRequest | EmbeddingRequest) -> str:
+    """What a request asks, as one text for people: each message after its role; token ids as such."""
+    if isinstance(request, EmbeddingRequest):
+        return "\n".join(text if isinstance(text, str) else f"{list(text)}" for text in request.inputs)
+    if request.kind == "completion":
+        return request.prompt if isinstance(request.prompt, str) else f"{list(request.prompt)}"
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in request.messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens that a request cost. `cached_tokens` of the prompt were not computed again."""

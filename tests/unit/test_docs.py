@@ -19,6 +19,8 @@ import yaml
 from stoker.cli.main import app
 from stoker.config import Settings
 from stoker.errors import StokerError
+from stoker.observability.live import FIGURES
+from stoker.observability.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
@@ -117,6 +119,33 @@ def test_configuration_examples_are_valid(text: str) -> None:
         Settings(**{"default_model": None, **yaml.safe_load(text)})
     except (ValueError, StokerError) as error:
         pytest.fail(f"{error}\n{text}")
+
+
+@pytest.mark.parametrize("text", all_blocks("yml"))
+def test_other_programs_configuration_is_yaml(text: str) -> None:
+    assert yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", all_blocks("promql"))
+def test_queries_ask_for_series_that_there_are(text: str) -> None:
+    known = {series.name for series in (*Metrics().families, *FIGURES)}
+    asked = re.findall(r"\b(?:stoker|gen_ai_server)_\w+", text)
+    assert asked
+    for name in asked:
+        assert name in known or re.sub("_(bucket|count|sum)$", "", name) in known, name
+
+
+def test_queries_are_valid(tmp_path: Path) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not here; apt-get install prometheus brings it")
+    queries = [text for page in PAGES for text in blocks(page, "promql")]
+    assert queries
+    rules = [{"record": f"query:{number}", "expr": text} for number, text in enumerate(queries)]
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "docs", "rules": rules}]}))
+    done = subprocess.run([program, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("text", all_blocks("python"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from stoker.cache.flights import Flight, Flights, Source
 from stoker.cache.key import key_of, prefix_of, shareable, worth_storing
 from stoker.config import CacheConfig
 from stoker.errors import DeadlineExceeded
+from stoker.observability.tracing import Trace, step
 from stoker.store.protocols import KeyValue
 from stoker.types import Chunk, GenerationRequest, ModelIdentity
 
@@ -21,10 +23,11 @@ Outcome = Literal["hit", "miss", "joined", "bypass"]
 
 @dataclass(slots=True)
 class Lookup:
-    """How the cache served a request; `age_s` of a stored answer, in seconds."""
+    """How the cache served a request; `age_s` of a stored answer, in seconds. `trace` is the request's."""
 
     outcome: Outcome = "bypass"
     age_s: float | None = None
+    trace: Trace | None = None
 
 
 class AnswerCache:
@@ -34,6 +37,8 @@ class AnswerCache:
         config: what is stored, and for how long.
         store: where; one that fails is to answer None, as `store.fallback` does.
         settings: whatever in the configuration shapes answers, as bytes that change when it does.
+
+    `lookups` counts the outcomes.
     """
 
     def __init__(self, config: CacheConfig, store: KeyValue, settings: bytes) -> None:
@@ -41,6 +46,7 @@ class AnswerCache:
         self._store = store
         self._settings = settings
         self.flights = Flights()
+        self.lookups: Counter[str] = Counter()
 
     def answer(
         self, request: GenerationRequest, identity: ModelIdentity, lookup: Lookup, generate: Source
@@ -55,6 +61,7 @@ class AnswerCache:
         """
         if not shareable(request, self._config):
             lookup.outcome = "bypass"
+            self.lookups["bypass"] += 1
             return generate()
         return self._shared(request, key_of(request, identity, self._settings), lookup, generate)
 
@@ -87,10 +94,12 @@ class AnswerCache:
     async def _stored(self, key: str, lookup: Lookup) -> AsyncGenerator[Chunk]:
         if self.flights.find(key) is not None:
             return  # fresher than anything that is stored, and nearer
-        raw = await self._store.get(key)
-        entry = decode(raw) if raw is not None else None
+        with step(lookup.trace, "cache"):
+            raw = await self._store.get(key)
+            entry = decode(raw) if raw is not None else None
         if entry is not None:
             lookup.outcome, lookup.age_s = "hit", entry.age_s
+            self.lookups["hit"] += 1
             for chunk in entry.chunks:
                 yield chunk
 
@@ -98,8 +107,10 @@ class AnswerCache:
         flight = self.flights.find(key)
         if flight is not None:
             lookup.outcome = "joined"
+            self.lookups["joined"] += 1
             return flight
         lookup.outcome = "miss"
+        self.lookups["miss"] += 1
 
         async def store(chunks: Sequence[Chunk]) -> None:
             finish = next((chunk for chunk in reversed(chunks) if chunk.finish_reason is not None), None)

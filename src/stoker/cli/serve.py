@@ -92,7 +92,7 @@ def serve(
     if model is not None:
         settings = _only(settings, model, config, flags)
     console = Console(stderr=True, highlight=False)
-    configure(settings.log.level, settings.log.format)
+    configure(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, console))
 
@@ -104,7 +104,7 @@ async def _serve(settings: Settings, console: Console) -> None:
     from stoker.admission.auth import KeyRing
     from stoker.cli.progress import watching
     from stoker.errors import StartupError
-    from stoker.http.server import Announcer, bind, serve
+    from stoker.http.server import Announcer, bind, serve, url_of
     from stoker.lineup import line_up
 
     if not is_loopback(settings.host) and not KeyRing(settings).required:
@@ -117,10 +117,15 @@ async def _serve(settings: Settings, console: Console) -> None:
         console.print(f"[yellow]warning:[/] {open_to_all}", soft_wrap=True)
     began = time.monotonic()
     listener = bind(settings.host, settings.port)
+    monitoring = (
+        None if settings.monitor.port is None else bind(settings.monitor.host, settings.monitor.port, "monitor")
+    )
     with watching("preparing") as progress:
         models = await asyncio.to_thread(line_up, settings, progress)
     teller = _Teller(console, models, began)
-    await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping))
+    if monitoring is not None:
+        console.print(f"metrics and health at {url_of(monitoring)}", soft_wrap=True)
+    await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping), monitoring)
     console.print("stopped")
 
 

@@ -31,7 +31,8 @@ from stoker.config.serving import (
     StoreConfig,
     TimeoutConfig,
 )
-from stoker.config.settings import ENV_PREFIX, LogConfig, Settings, default_data_dir
+from stoker.config.settings import ENV_PREFIX, Settings, default_data_dir
+from stoker.config.watching import HealthConfig, LogConfig, MonitorConfig, TracingConfig
 
 __all__ = [
     "ENV_PREFIX",
@@ -44,10 +45,12 @@ __all__ = [
     "GuardMode",
     "GuardPolicy",
     "GuardRole",
+    "HealthConfig",
     "KeyConfig",
     "LimitsConfig",
     "LogConfig",
     "ModelConfig",
+    "MonitorConfig",
     "PlanConfig",
     "QueueConfig",
     "RateConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "Settings",
     "StoreConfig",
     "TimeoutConfig",
+    "TracingConfig",
     "default_data_dir",
     "load",
     "load_keys",

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stoker.config.access import GuardConfig, KeyConfig, LimitsConfig, RateLimitsConfig
-from stoker.config.groups import Group
 from stoker.config.serving import (
     CacheConfig,
     GenerationConfig,
@@ -23,17 +22,9 @@ from stoker.config.serving import (
     StoreConfig,
     TimeoutConfig,
 )
+from stoker.config.watching import HealthConfig, LogConfig, MonitorConfig, TracingConfig
 
 ENV_PREFIX = "STOKER_"
-
-
-class LogConfig(Group):
-    """Where and how much is logged."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is written."""
-    format: Literal["auto", "json", "console"] = "auto"
-    """`auto` writes colours on a terminal and JSON lines elsewhere."""
 
 
 def default_data_dir() -> Path:
@@ -100,6 +91,9 @@ class Settings(BaseSettings):
     timeouts: TimeoutConfig = TimeoutConfig()
     restart: RestartConfig = RestartConfig()
     log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

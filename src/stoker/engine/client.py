@@ -17,7 +17,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
-from stoker.engine.wire import EngineCall, read_event, translate_error
+from stoker.engine.wire import EngineCall, read_event, tokens_in, translate_error
 from stoker.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
 from stoker.types import Chunk, Usage
 
@@ -30,8 +30,9 @@ MAX_ERROR_BYTES = 64 * 1024
 class EngineClient:
     """Speaks to one engine, a child on a Unix socket or a server by URL.
 
-    Not safe to share between event loops. `inflight` counts the requests that are there now; `doubted` says that one
-    has left without a sign of life from the engine since it came.
+    Not safe to share between event loops. `inflight` counts the requests that are there now, `last_end` is when the
+    last one left (`time.monotonic()`); `doubted` says that one has left without a sign of life from the engine since it
+    came.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class EngineClient:
         self._readers = 0
         self._embedding = 0
         self._tells_figures = True
-        self._last_activity = self._last_sign = time.monotonic()
+        self._last_activity = self._last_sign = self.last_end = time.monotonic()
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, connect=PROBE_TIMEOUT_S * 2),
@@ -122,6 +123,15 @@ class EngineClient:
         """What llama.cpp's server says of itself under /props; raises EngineError when it does not answer."""
         return await self._get("/props")
 
+    async def tokens_held(self) -> int | None:
+        """Tokens in the KV cache of the requests that are being worked on; None when the engine does not tell."""
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S), self._session.get(f"{self._base}/slots") as response:
+                slots = orjson.loads(await response.read()) if response.status == 200 else None  # noqa: PLR2004 - HTTP OK
+        except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
+            return None
+        return tokens_in(slots)
+
     async def count_tokens(self, call: EngineCall) -> int | None:
         """Tokens of a call's prompt by the model's own template and tokenizer; None when the engine does not tell."""
         try:
@@ -143,12 +153,15 @@ class EngineClient:
             answer = orjson.loads(await response.read())
         return answer if response.status == 200 and isinstance(answer, Mapping) else {}  # noqa: PLR2004 - HTTP OK
 
-    async def stream(self, call: EngineCall, deadline: float) -> AsyncGenerator[Chunk]:
+    async def stream(
+        self, call: EngineCall, deadline: float, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Chunk]:
         """Send a call and yield its chunks; closing the generator cancels the generation.
 
         Args:
             call: from `wire.compose`.
             deadline: `time.monotonic()` instant, in seconds.
+            headers: sent along, such as the trace's.
 
         Raises:
             EngineDied: the connection broke before the answer was complete.
@@ -159,7 +172,7 @@ class EngineClient:
             self._begin_waiting()
             try:
                 async with asyncio.timeout_at(deadline):
-                    response = await self._session.post(self._base + call.path, data=call.encoded)
+                    response = await self._session.post(self._base + call.path, data=call.encoded, headers=headers)
             finally:
                 self._readers -= 1
             # One timer for the whole stream: one for each read would cost as much as the read.
@@ -211,6 +224,7 @@ class EngineClient:
             raise EngineDied(f"the connection to the engine broke ({type(error).__name__})") from None
         finally:
             self.inflight -= 1
+            self.last_end = time.monotonic()
             self.doubted = self.doubted or self._last_sign < began
 
     async def _events(self, content: aiohttp.StreamReader) -> AsyncGenerator[Chunk]:

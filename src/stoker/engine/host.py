@@ -205,7 +205,7 @@ def _memories(root: Path) -> Iterator[tuple[int, int, str]]:
     Cached file pages that have not been used lately do not count as used: the kernel drops them first.
     """
     for folder in _groups(root, None):
-        used = (_number(_text(folder / "memory.current")) or 0) - _statistic(folder, "inactive_file")
+        used = (_number(_text(folder / "memory.current")) or 0) - _statistic(folder, "memory.stat", "inactive_file")
         for name in ("memory.max", "memory.high"):
             limit = _number(_text(folder / name))  # "max" says none
             if limit is not None:
@@ -213,17 +213,26 @@ def _memories(root: Path) -> Iterator[tuple[int, int, str]]:
     for folder in _groups(root, "memory"):
         limit = _number(_text(folder / "memory.limit_in_bytes"))
         if limit is not None and limit < NO_LIMIT_V1:
-            used = (_number(_text(folder / "memory.usage_in_bytes")) or 0) - _statistic(folder, "total_inactive_file")
+            used = (_number(_text(folder / "memory.usage_in_bytes")) or 0) - _statistic(
+                folder, "memory.stat", "total_inactive_file"
+            )
             yield limit, max(used, 0), _shown(folder / "memory.limit_in_bytes", root)
+
+
+def cpu_throttled_s(root: Path = Path("/")) -> float:
+    """Seconds for which a CPU quota held this process's groups back since they began; 0 without a quota."""
+    held = [_statistic(folder, "cpu.stat", "throttled_usec") / 1e6 for folder in _groups(root, None)]
+    held += [_statistic(folder, "cpu.stat", "throttled_time") / 1e9 for folder in _groups(root, "cpu")]
+    return max(held, default=0.0)
 
 
 def _shown(file: Path, root: Path) -> str:
     return f"/{file.relative_to(root)}"
 
 
-def _statistic(folder: Path, name: str) -> int:
-    """A figure of the group's `memory.stat`, whose lines are `name number`."""
-    for line in _text(folder / "memory.stat").splitlines():
+def _statistic(folder: Path, file: str, name: str) -> int:
+    """A figure of a group's `memory.stat` or `cpu.stat`, whose lines are `name number`."""
+    for line in _text(folder / file).splitlines():
         key, _, value = line.partition(" ")
         if key == name:
             return _number(value) or 0

@@ -18,19 +18,14 @@ from typing import Any
 
 from stoker.config import GenerationConfig, GuardPolicy, QueueConfig
 from stoker.engine import tools
+from stoker.engine.client import EngineClient
 from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs, most_tokens
 from stoker.engine.process import Engine, EngineState
 from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
 from stoker.engine.wire import Capabilities, Dialect, EngineCall, compose
 from stoker.errors import ContextOverflow, DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
-from stoker.types import (
-    Chunk,
-    EmbeddingRequest,
-    GenerationRequest,
-    ModelIdentity,
-    Timings,
-    Usage,
-)
+from stoker.observability.tracing import Trace, step
+from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Timings, Usage
 
 ATTEMPTS = 5  # a request that saw so many engines die under it is likelier their cause than their victim
 AFFINITY_ENTRIES = 1024
@@ -135,6 +130,13 @@ class ModelPool:
         """Slots of the engines that are ready."""
         return self.settings.slots * sum(engine.state is EngineState.READY for engine in self.engines)
 
+    @property
+    def kv_cache_ratio(self) -> float | None:
+        """Share of the ready engines' KV cache that running requests use, 0..1; None when engines do not tell."""
+        held = [engine.tokens_held for engine in self.engines if engine.tokens_held is not None]
+        room = self.settings.context * self.settings.slots * len(held)
+        return min(sum(held) / room, 1.0) if room else None
+
     def trouble(self) -> str:
         """Why the model does not answer, in words."""
         reasons = [f"{engine.name} {engine.state}: {engine.last_error or 'no reason known'}" for engine in self.engines]
@@ -142,7 +144,9 @@ class ModelPool:
 
     # -- work ------------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest, timings: Timings) -> AsyncGenerator[Chunk]:
+    async def generate(
+        self, request: GenerationRequest, timings: Timings, trace: Trace | None = None
+    ) -> AsyncGenerator[Chunk]:
         """Wait for a slot and yield the answer's chunks; closing the generator cancels the work and frees the slot.
 
         Raises:
@@ -158,7 +162,8 @@ class ModelPool:
             call = await self._compose(request)
             await self._refuse_overflow(request, call)
         for attempt in count(1):
-            lease = await self._acquire(ticket, request.deadline)
+            with step(trace, "queue"):
+                lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
             timings.engine = lease.engine.name
             if timings.queue_ms < 0:
@@ -166,7 +171,7 @@ class ModelPool:
             try:
                 if call is None:
                     call = await self._compose(request)
-                async with contextlib.aclosing(self._run(lease, request, call)) as chunks:
+                async with contextlib.aclosing(self._run(lease, request, call, trace)) as chunks:
                     async for chunk in chunks:
                         if not begun:
                             begun = True
@@ -182,17 +187,21 @@ class ModelPool:
                 self._release(lease)
             return
 
-    async def embed(self, request: EmbeddingRequest, timings: Timings) -> tuple[list[list[float]], Usage]:
+    async def embed(
+        self, request: EmbeddingRequest, timings: Timings, trace: Trace | None = None
+    ) -> tuple[list[list[float]], Usage]:
         """Vectors for every input, in order; raises as `generate` does."""
         ticket = self._ticket(request, cost_of_inputs(request.inputs))
         arrived = time.monotonic()
         for attempt in count(1):
-            lease = await self._acquire(ticket, request.deadline)
+            with step(trace, "queue"):
+                lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
             timings.engine = lease.engine.name
             timings.queue_ms = (time.monotonic() - arrived) * 1000
             try:
-                answer = await self._embed(lease, request)
+                with step(trace, "engine", {"stoker.engine": lease.engine.name}, "client"):
+                    answer = await self._embed(lease, request)
                 lease.finished = True
                 lease.engine.note_success()
             except EngineDied as error:
@@ -232,12 +241,17 @@ class ModelPool:
                 param="prompt" if request.kind == "completion" else "messages",
             )
 
-    def _run(self, lease: Lease, request: GenerationRequest, call: EngineCall) -> AsyncGenerator[Chunk]:
+    def _run(
+        self, lease: Lease, request: GenerationRequest, call: EngineCall, trace: Trace | None
+    ) -> AsyncGenerator[Chunk]:
         """One attempt: stream the call, read tool calls out of the text and look at JSON answers where needed."""
         client = lease.engine.client
         if client is None:
             raise EngineDied("the engine is gone")
-        chunks = client.stream(call, request.deadline)
+        if trace is None:
+            chunks = client.stream(call, request.deadline)
+        else:
+            chunks = _traced(lease.engine, client, call, request.deadline, trace)
         if call.parses_tools:
             return _read(chunks, tools.ToolStream(request.tool_use, call.shapes))
         return chunks if call.json is None else _read(chunks, tools.JsonStream(call.json))
@@ -392,6 +406,20 @@ class ModelPool:
                 if not waiter.done():
                     waiter.set_exception(NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}"))
         self._dispatch()
+
+
+async def _traced(
+    engine: Engine, client: EngineClient, call: EngineCall, deadline: float, trace: Trace
+) -> AsyncGenerator[Chunk]:
+    """An engine's stream as a step of a trace, which the engine is told of."""
+    with trace.child("engine", {"stoker.engine": engine.name}, "client") as span:
+        async with contextlib.aclosing(client.stream(call, deadline, trace.headers())) as chunks:
+            begun = False
+            async for chunk in chunks:
+                if not begun:
+                    begun = True
+                    span.event("first token")
+                yield chunk
 
 
 async def _read(chunks: AsyncGenerator[Chunk], reader: tools.ToolStream | tools.JsonStream) -> AsyncGenerator[Chunk]:

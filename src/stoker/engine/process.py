@@ -13,29 +13,31 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from stoker.config import RestartConfig
+from stoker.engine.canary import Canary, CanaryTimes
 from stoker.engine.client import EngineClient, out_of_files
+from stoker.engine.output import Output
 from stoker.errors import EngineDied, EngineError
 from stoker.observability.logging import get_logger
 
 READY_POLL_S = 0.02
 WATCH_INTERVAL_S = 0.5
+SAMPLE_INTERVAL_S = 2.0
 OBITUARY_WAIT_S = 0.2  # after a broken connection, for the news of the child's death to arrive
 SHORT_SPINS = {"GOMP_SPINCOUNT": "1000"}
 """llama.cpp's threads wait for one another by spinning. On cores of their own that costs nothing; where something else
 wants a core, a thread that spins for long keeps the one that it waits for from running, and speed falls to a tenth.
 Two threads on two cores beside one busy process, tokens/s at 1 and 8 clients: 10000 spins 15 and 43, 1000 spins 35 and
 88, 300 spins 50 and 110; alone all three 120 to 150 and 215 to 250, while 100 spins lose a fifth at one client."""
+DOUBTFUL = 2 / 3
+"""Share of the stall timeout after which a silent engine gets no more requests."""
 STOP_GRACE_S = 3.0
-LOG_TAIL_LINES = 40
-LOG_LINE_BYTES = 2048
 SOCKET_NAME_BYTES = 15
 
 
@@ -56,6 +58,9 @@ class Engine(ABC):
     Args:
         name: shown in logs and health, for example `smollm2/0`.
         on_change: called after each change of state, on the event loop.
+
+    `tokens_held` are those in the KV cache of requests that are being worked on, as of a moment ago; None when the
+    engine does not tell.
     """
 
     def __init__(self, name: str, on_change: Callable[[], None]) -> None:
@@ -65,8 +70,11 @@ class Engine(ABC):
         self.restarts = 0
         self.stalls = 0
         self.load_seconds = 0.0
+        self.tokens_held: int | None = None
         self.last_error: str | None = None
+        self.canary = Canary("", None)
         self._away_since: float | None = None
+        self._begun = time.monotonic()
         self.props: Mapping[str, Any] = {}
         self.client: EngineClient | None = None
         self._on_change = on_change
@@ -81,6 +89,11 @@ class Engine(ABC):
     def away_s(self) -> float:
         """Seconds for which it has not been ready after it had been, or had failed; 0 while it is, or first loads."""
         return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+
+    @property
+    def starting_s(self) -> float:
+        """Seconds since its present start, while it is not ready; 0 when it is."""
+        return 0.0 if self.state is EngineState.READY else time.monotonic() - self._begun
 
     def stop(self) -> None:
         """Ask the owner to end."""
@@ -110,6 +123,7 @@ class Launch:
     load_timeout: float
     stall_timeout: float
     restart: RestartConfig = field(default_factory=RestartConfig)
+    canary: CanaryTimes | None = None
 
 
 def backoff(failures: int, restart: RestartConfig) -> float:
@@ -139,12 +153,13 @@ class EngineProcess(Engine):
         super().__init__(name, on_change)
         self._launch = launch
         self._sockets = sockets
+        self.canary = Canary(name.rsplit("/", 1)[0], launch.canary)
         self._incarnation = 0
         self._failures = 0  # in a row, of any kind: the pause before the next start
         self._false_starts = 0  # in a row, without ever being ready: giving up
         self._suspected = asyncio.Event()
         self._child: asyncio.subprocess.Process | None = None
-        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._output = Output(self._log)
 
     async def run(self) -> None:
         """Own the child until `stop` is called or the engine is given up. Never raises for the child's faults."""
@@ -160,7 +175,7 @@ class EngineProcess(Engine):
             self.restarts += 1
             self.last_error = reason
             if self._false_starts >= self._launch.restart.give_up_after:
-                self._log.error("engine given up", reason=reason, starts=self._false_starts, log=list(self._tail)[-8:])
+                self._log.error("engine given up", reason=reason, starts=self._false_starts, log=self._output.latest(8))
                 self._enter(EngineState.FAILED)
                 return
             pause = backoff(self._failures, self._launch.restart)
@@ -190,7 +205,7 @@ class EngineProcess(Engine):
         self._incarnation += 1
         self._false_starts += 1  # until it is ready
         socket = self._sockets / socket_name(self.name, self._incarnation)
-        started = time.monotonic()
+        started = self._begun = time.monotonic()
         try:
             child = await asyncio.create_subprocess_exec(
                 *self._launch.command(socket),
@@ -206,7 +221,7 @@ class EngineProcess(Engine):
             return f"cannot be started: {error}"
         self._child, self.pid = child, child.pid
         self.client = EngineClient.local(socket)
-        reader = asyncio.create_task(self._read_output(child))
+        reader = asyncio.create_task(self._output.follow(child.stdout))
         try:
             return await self._supervise(child, self.client, started)
         finally:
@@ -222,7 +237,7 @@ class EngineProcess(Engine):
         """Wait for readiness, then for the end; returns the reason of the end."""
         ended = asyncio.create_task(child.wait())
         try:
-            problem = await self._await_ready(client, ended)
+            problem = await self._await_ready(client, ended) or await self._await_token(client, ended, started)
             if problem:
                 return problem
             self.load_seconds = time.monotonic() - started
@@ -246,11 +261,30 @@ class EngineProcess(Engine):
             await asyncio.sleep(READY_POLL_S)
         return f"not ready after {self._launch.load_timeout:.0f} s"
 
+    async def _await_token(self, client: EngineClient, ended: asyncio.Task[int], started: float) -> str | None:
+        """Have a first token made, which also fetches into memory what no request should wait for; else the reason."""
+        if self.canary.times is None:
+            return None
+        patience = max(self.canary.times.patience_s, self._launch.load_timeout - (time.monotonic() - started))
+        stopping = asyncio.create_task(self._stopping.wait())
+        singing = asyncio.create_task(self.canary.sing(client, patience))
+        try:
+            await asyncio.wait({singing, ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return self._obituary(ended.result())
+            if singing.done() and singing.result() is False:
+                return f"loaded, but made no token within {patience:.0f} s"
+            return None
+        finally:
+            singing.cancel()
+            stopping.cancel()
+
     async def _watch(self, client: EngineClient, ended: asyncio.Task[int]) -> str:
         """Wait for the child's end, a stall, or a request to stop."""
         ready_at = time.monotonic()
         stopping = asyncio.create_task(self._stopping.wait())
         suspected = asyncio.create_task(self._suspected.wait())
+        sampling = asyncio.create_task(self._sample(client))
         try:
             while True:
                 await asyncio.wait(
@@ -267,29 +301,54 @@ class EngineProcess(Engine):
                     return self._obituary(ended.result())
                 if stopping.done():
                     return "stopped"
-                stall = await self._stall(client, {ended, stopping, suspected})
-                if stall:
+                stuck = await self._stuck(client, {ended, stopping, suspected})
+                if stuck:
                     self.stalls += 1
-                    return stall
+                    return stuck
                 if time.monotonic() - ready_at > self._launch.restart.healthy_after:
                     self._failures = 0
         finally:
-            stopping.cancel()
-            suspected.cancel()
+            for task in (stopping, suspected, sampling):
+                task.cancel()
 
-    async def _stall(self, client: EngineClient, news: set[asyncio.Task[Any]]) -> str | None:
+    async def _stuck(self, client: EngineClient, news: set[asyncio.Task[Any]]) -> str | None:
         """Why the child counts as stuck, or None; in doubt it is asked, until its time is over or there is `news`."""
         limit = self._launch.stall_timeout
-        if client.doubted or client.silence() > limit / 2:
-            probe = asyncio.create_task(client.computes(max(0.0, limit - client.silence())))
-            await asyncio.wait({probe, *news}, return_when=asyncio.FIRST_COMPLETED)
-            if not probe.done():
-                probe.cancel()
-                return None
-            if probe.result() is False:
+        silence = client.silence()
+        if client.doubted or silence > limit / 2:
+            asked = client.computes(max(0.0, limit - silence))
+            if await self._answer(asked, limit * DOUBTFUL - silence, news) is False:
                 return f"no sign of life for {limit:g} s, killed"
+        elif self.canary.times is not None and self.canary.due(client):
+            patience = self.canary.times.patience_s
+            if await self._answer(self.canary.sing(client, 2 * patience), patience, news) is False:
+                return f"made no token within {2 * patience:g} s although it had nothing else to do, killed"
         silence = client.silence()
         return f"busy but silent for {silence:.1f} s, killed" if silence > limit else None
+
+    async def _answer(
+        self, question: Coroutine[Any, Any, bool | None], patience_s: float, news: set[asyncio.Task[Any]]
+    ) -> bool | None:
+        """What the child answers; None if there is news before. After `patience_s` it gets no requests until then."""
+        asking = asyncio.create_task(question)
+        await asyncio.wait({asking, *news}, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
+        doubted = not asking.done() and not any(task.done() for task in news)
+        if doubted:
+            self._enter(EngineState.CHECKING)
+            await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+            return None
+        answer = asking.result()
+        if doubted and answer is not False:
+            self._enter(EngineState.READY)
+        return answer
+
+    async def _sample(self, client: EngineClient) -> None:
+        """Ask now and then how much of its KV cache the child uses."""
+        while True:
+            self.tokens_held = await client.tokens_held()
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     async def _end(self, child: asyncio.subprocess.Process) -> None:
         """Make sure that the child and its own children are gone: politely when stopping, at once otherwise."""
@@ -302,26 +361,6 @@ class EngineProcess(Engine):
             os.killpg(child.pid, signal.SIGKILL)  # the child leads a group of its own; a wrapper's children are in it
         await child.wait()
 
-    async def _read_output(self, child: asyncio.subprocess.Process) -> None:
-        """Follow the child's log: keep the tail for obituaries, pass lines on at debug level."""
-        stream = child.stdout
-        if stream is None:
-            return
-        rest = b""
-        while data := await stream.read(16384):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._note_line(line)
-            rest = rest[-LOG_LINE_BYTES:]
-        if rest:
-            self._note_line(rest)
-
-    def _note_line(self, line: bytes) -> None:
-        text = line[:LOG_LINE_BYTES].decode("utf-8", "replace").rstrip()
-        if text:
-            self._tail.append(text)
-            self._log.debug("engine output", line=text)
-
     def _obituary(self, code: int) -> str:
         """Why the child ended, in words, with its own last words."""
         if code < 0:
@@ -329,6 +368,4 @@ class EngineProcess(Engine):
                 name = signal.Signals(-code).name
                 hint = " (the kernel's out-of-memory killer sends this too)" if name == "SIGKILL" else ""
                 return f"killed by {name}{hint}"
-        said = next((line for line in reversed(self._tail) if "error" in line.lower()), None)
-        last = said or (self._tail[-1] if self._tail else "it said nothing")
-        return f"exited with status {code}: {last}"
+        return f"exited with status {code}: {self._output.last_words()}"

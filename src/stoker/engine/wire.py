@@ -253,6 +253,16 @@ def _counted(timings: Mapping[str, Any] | None) -> Usage | None:
 PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/embeddings": "input"}
 
 
+def tokens_in(slots: Any) -> int | None:
+    """Tokens that busy slots hold, by llama.cpp's `/slots`, whose `n_prompt_tokens` grows with the answer; None when
+    `slots` is nothing of the kind.
+    """
+    if not isinstance(slots, list) or not all(isinstance(slot, Mapping) for slot in slots):
+        return None
+    held = [slot.get("n_prompt_tokens") for slot in slots if slot.get("is_processing")]
+    return sum(tokens for tokens in held if isinstance(tokens, int))
+
+
 def translate_error(status: int, body: Any, path: str = "", retry_after: float | None = None) -> StokerError:
     """An engine's HTTP error, or error event, to a call on `path`, in our terms.
 

@@ -9,9 +9,7 @@ from starlette.responses import Response
 from stoker.http import answers
 from stoker.http.docs import refusals
 from stoker.http.gateway import Gateway
-from stoker.observability.logging import get_logger
-
-_log = get_logger("audit")
+from stoker.observability.audit import audit
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -24,7 +22,8 @@ def router(gateway: Gateway) -> APIRouter:
         identity = gateway.pipeline.wayfinder.pool(model).settings.identity if model else None
         cleared = await gateway.pipeline.cache.clear(identity)
         name = identity.name if identity else None
-        _log.info("cache cleared", key=caller.key_name, address=caller.address, model=name, entries=cleared)
+        address = gateway.observer.content.address(caller.address)
+        audit("cache cleared", key=caller.key_name, address=address, outcome="done", model=name, entries=cleared)
         return Response(orjson.dumps({"model": name, "cleared": cleared}), media_type="application/json")
 
     return routes

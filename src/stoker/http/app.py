@@ -38,7 +38,7 @@ def build(service: Service) -> FastAPI:
         arriving=Arriving(service.settings.limits.bodies_mib * 2**20),
         keys=service.keys,
         proxies=parse_networks(service.settings.trusted_proxies),
-        metrics=service.metrics,
+        observer=service.observer,
     )
     asking = (query.router(gateway), openai.router(gateway))
     for router in asking:
@@ -49,7 +49,7 @@ def build(service: Service) -> FastAPI:
     docs.install(app)
     # The last one added is the first that a request meets.
     app.add_middleware(Shortcut, endpoints=_by_path(asking))
-    app.add_middleware(Errors)
+    app.add_middleware(Errors, observer=service.observer)
     app.add_middleware(RequestId)
     return app
 

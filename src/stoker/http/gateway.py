@@ -15,8 +15,7 @@ from stoker.admission.auth import Caller, KeyRing
 from stoker.config import Scope, Settings
 from stoker.http.middleware import Arriving, ClientGone, bounded_body
 from stoker.http.parse import Reader
-from stoker.observability.metrics import Metrics
-from stoker.observability.record import Record
+from stoker.observability.record import Observer, Record
 from stoker.pipeline import Pipeline
 
 Result = TypeVar("Result")
@@ -32,7 +31,7 @@ class Gateway:
     arriving: Arriving
     keys: KeyRing
     proxies: Sequence[Network]
-    metrics: Metrics
+    observer: Observer
 
     def caller(self, request: Request, scope: Scope | None) -> Caller:
         """Who asks, before anything else of the request is read.
@@ -57,13 +56,17 @@ class Gateway:
     def record(self, request: Request, caller: Caller, ignored: Sequence[str] = ()) -> Record:
         """A fresh record of this request; whoever takes it writes it."""
         request.state.recorded = True
+        observer = self.observer
+        parent = request.headers.get("traceparent")
+        state = None if parent is None else request.headers.get("tracestate")
         return Record(
             id=request.state.request_id,
             route=request.url.path,
             key=caller.key_name,
-            address=caller.address,
+            address=observer.content.address(caller.address),
             ignored=tuple(ignored),
-            metrics=self.metrics,
+            observer=observer,
+            trace=observer.tracer.begin(parent, state),
         )
 
     async def until_disconnect(self, request: Request, work: Coroutine[Any, Any, Result], record: Record) -> Result:

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stoker.errors import Overloaded, PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
 from stoker.http.envelope import for_path, retry_headers
 from stoker.observability.logging import get_logger
+from stoker.observability.metrics import OPERATIONS
+from stoker.observability.record import Observer
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -62,10 +64,16 @@ class RequestId:
 
 
 class Errors:
-    """Renders every error that leaves a route: ours with their status, all others as a logged 500."""
+    """Renders every error that leaves a route: ours with their status, all others as a logged 500.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: whose errors these are.
+        observer: told of requests that were refused before they had a record.
+    """
+
+    def __init__(self, app: ASGIApp, observer: Observer) -> None:
         self._app = app
+        self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application and answer for what it raises."""
@@ -85,16 +93,32 @@ class Errors:
             return  # there is nobody to answer
         except StokerError as error:
             if not _state(scope).get("recorded"):
-                _log_refusal(scope, error)
+                self._tell_refusal(scope, error)
             if begun:
                 raise
             await respond(scope, send, error)
         except Exception:
             request_id = _state(scope).get("request_id")
             _log.exception("unexpected error", request_id=request_id, path=scope["path"])
+            if not _state(scope).get("recorded"):
+                self._observer.metrics.requests.labels(_known_route(scope), "", "500", "bypass").inc()
             if begun:
                 raise
             await respond(scope, send, StokerError(f"an unexpected error; it is logged under request id {request_id}"))
+
+    def _tell_refusal(self, scope: Scope, error: StokerError) -> None:
+        """The line, and the count, of a request that never came so far as to have a record."""
+        peer = scope.get("client") or ("",)
+        _log.info(
+            "refused",
+            request_id=_state(scope).get("request_id"),
+            route=scope["path"][:200],
+            address=self._observer.content.address(peer[0]),
+            status=error.status,
+            error=error.code,
+            detail=error.message[:200],
+        )
+        self._observer.metrics.requests.labels(_known_route(scope), "", str(error.status), "bypass").inc()
 
 
 class Shortcut:
@@ -122,18 +146,10 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def _log_refusal(scope: Scope, error: StokerError) -> None:
-    """The line of a request that never came so far as to have a record."""
-    peer = scope.get("client") or ("",)
-    _log.info(
-        "refused",
-        request_id=_state(scope).get("request_id"),
-        route=scope["path"][:200],
-        address=peer[0],
-        status=error.status,
-        error=error.code,
-        detail=error.message[:200],
-    )
+def _known_route(scope: Scope) -> str:
+    """The path, if it is one that models are asked by: others are the caller's invention, and not for a label."""
+    path: str = scope["path"]
+    return path if path in OPERATIONS else "other"
 
 
 async def respond(scope: Scope, send: Send, error: StokerError) -> None:

@@ -1,11 +1,13 @@
-"""Health and probes, for people, load balancers and Kubernetes."""
+"""Health and probes, for people, load balancers and Kubernetes; figures for Prometheus."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 
 from stoker.admission.auth import Unauthorized
@@ -21,14 +23,34 @@ _REPORT: Responses = {200: {"model": answers.HealthReport}, 503: {"model": answe
 
 
 def router(service: Service, gateway: Gateway) -> APIRouter:
-    """The routes /health and below, which never wait for an engine, and /metrics."""
+    """The routes /health and below, which never wait for an engine, and /metrics, as everybody may reach them.
+
+    Where there is a monitor address, details and figures are told there alone.
+    """
+    elsewhere = service.settings.monitor.port is not None
+    routes = _health(service, lambda request: not elsewhere and _is_known(gateway, request))
+    if not elsewhere:
+        _add_metrics(routes, service, lambda request: gateway.caller(request, None))
+    return routes
+
+
+def monitor(service: Service) -> FastAPI:
+    """The application of the monitor address, which tells everything to whoever reaches it."""
+    app = FastAPI(title="Stoker's monitor", openapi_url=None)
+    routes = _health(service, lambda _: True)
+    _add_metrics(routes, service, lambda _: None)
+    app.include_router(routes)
+    return app
+
+
+def _health(service: Service, may_know: Callable[[Request], bool]) -> APIRouter:
     routes = APIRouter(tags=["Operations"])
 
     @routes.head("/health", include_in_schema=False)  # some monitors ask without wanting the body
     @routes.get("/health", summary="Full health report", responses=_REPORT)
     async def health(request: Request) -> Response:
-        report = service.report()
-        if not _is_known(gateway, request):
+        report = service.reporter.report()
+        if not may_know(request):
             report = {key: report[key] for key in ("status", "checks")}
             report["checks"] = [{key: check[key] for key in ("name", "status")} for check in report["checks"]]
         return _json(report, 503 if report["status"] == "fail" else 200)
@@ -48,12 +70,17 @@ def router(service: Service, gateway: Gateway) -> APIRouter:
     async def startup() -> Response:
         return _probe(service.health.failures(Level.STARTUP))
 
+    return routes
+
+
+def _add_metrics(routes: APIRouter, service: Service, check: Callable[[Request], object]) -> None:
+    """The route /metrics, for those whom `check` lets pass."""
+
     @routes.get("/metrics", summary="Figures in Prometheus's text format", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        gateway.caller(request, None)
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
-
-    return routes
+        check(request)
+        text = await asyncio.to_thread(service.observer.metrics.render)
+        return Response(text, media_type=CONTENT_TYPE)
 
 
 def _is_known(gateway: Gateway, request: Request) -> bool:

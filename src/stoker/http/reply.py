@@ -75,6 +75,9 @@ class Reply(Response):
             if not self._record.disconnected or task is None:
                 raise
             task.uncancel()  # the cancellation was ours, and it has done its work
+        except Exception:
+            self._record.status, self._record.error = 500, StokerError("an unexpected error")
+            raise
         finally:
             watcher.cancel()
             self._record.close()

@@ -12,13 +12,15 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from stoker.config import Settings
 from stoker.errors import EngineDied, StartupError
 from stoker.http.app import build
+from stoker.http.operations import monitor
 from stoker.http.protocol import Protocol
 from stoker.lineup import PlannedModel
 from stoker.observability.logging import get_logger
@@ -26,6 +28,7 @@ from stoker.service import Service, running
 
 BACKLOG = 2048
 RESERVED_FILES = 192  # for engines (one connection a running request), stores, files and the logs
+MONITOR_CONNECTIONS = 64
 LAST_WORDS_S = 5.0  # for responses that are being written when the engines are gone
 _log = get_logger("server")
 
@@ -48,7 +51,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, purpose: Literal["", "monitor"] = "") -> socket.socket:
     """A listening socket; StartupError when the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -58,7 +61,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StartupError(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host") from None
+        remedy = "choose another with --port or --host" if not purpose else "choose another with monitor.port"
+        raise StartupError(f"cannot listen on {host}:{port}: {reason}; {remedy}") from None
     listener.setblocking(False)
     return listener
 
@@ -88,7 +92,11 @@ def url_of(listener: socket.socket) -> str:
 
 
 async def serve(
-    settings: Settings, models: Sequence[PlannedModel], listener: socket.socket, announcer: Announcer
+    settings: Settings,
+    models: Sequence[PlannedModel],
+    listener: socket.socket,
+    announcer: Announcer,
+    monitoring: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted and stop.
 
@@ -97,6 +105,7 @@ async def serve(
         models: from `line_up`.
         listener: from `bind`; closed at the end.
         announcer: told of milestones.
+        monitoring: from `bind`, for metrics and health alone; closed at the end.
 
     Raises:
         StartupError: a model could not be brought up at all.
@@ -104,24 +113,11 @@ async def serve(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings tell of every scanner that passes
     stopper = _Stopper(announcer)  # before there is anything that a signal could leave behind
     async with running(settings, models) as service:
-        server = _Server(
-            uvicorn.Config(
-                build(service),
-                http=cast(
-                    "type[asyncio.Protocol]",
-                    partial(Protocol, timeouts=settings.timeouts, most=connections_within(settings.limits.connections)),
-                ),
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                proxy_headers=False,  # the peer is the address, until trusted proxies can be configured
-                server_header=False,
-                timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
-                timeout_graceful_shutdown=int(LAST_WORDS_S),
-            )
-        )
+        most = connections_within(settings.limits.connections)
+        server = _server(settings, build(service), most)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        watcher = _server(settings, monitor(service), MONITOR_CONNECTIONS)
+        watched = asyncio.create_task(watcher.serve(sockets=[monitoring])) if monitoring is not None else None
         announcer.listening(url_of(listener))
         stopping = asyncio.create_task(stopper.drain_at_signal(service))
         watching = asyncio.create_task(_announce_ready(service, announcer))
@@ -135,9 +131,30 @@ async def serve(
             watching.cancel()
             stopping.cancel()
             await asyncio.gather(*(pool.stop() for pool in service.pools.values()))
-            server.should_exit = True
+            server.should_exit = watcher.should_exit = True
             await serving
             listener.close()
+            if watched is not None and monitoring is not None:
+                await watched
+                monitoring.close()
+
+
+def _server(settings: Settings, app: FastAPI, most_connections: int) -> _Server:
+    """A web server for an application, which listens nowhere so far."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=cast("type[asyncio.Protocol]", partial(Protocol, timeouts=settings.timeouts, most=most_connections)),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,  # the peer is the address, unless a trusted proxy says otherwise
+            server_header=False,
+            timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
+            timeout_graceful_shutdown=int(LAST_WORDS_S),
+        )
+    )
 
 
 async def _announce_ready(service: Service, announcer: Announcer) -> None:

@@ -1,19 +1,33 @@
-"""What one request came to: gathered while it runs, written as one log line when it ends."""
+"""What one request came to: gathered while it runs; one log line, some counts and a span when it ends."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stoker.errors import EngineError, StokerError
+from stoker.observability.content import ContentWriter
 from stoker.observability.logging import get_logger
-from stoker.observability.metrics import Metrics
-from stoker.types import FinishReason, ModelIdentity, Timings, Usage
+from stoker.observability.metrics import OPERATIONS, Metrics
+from stoker.observability.tracing import Trace, Tracer
+from stoker.types import EmbeddingRequest, FinishReason, GenerationRequest, ModelIdentity, Timings, Usage, asked
 
 _log = get_logger("request")
+SERVER_ERRORS = 500
 _UNSENDABLE = re.compile("[^ !#-~]")  # in a quoted string of a header: RFC 9110, 5.6.4
 _KIND = re.compile("[^:'0-9]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Everybody who is told of requests."""
+
+    metrics: Metrics
+    tracer: Tracer
+    content: ContentWriter
 
 
 @dataclass(slots=True)
@@ -21,7 +35,8 @@ class Record:
     """The decision record of one request; whoever decides something writes it here.
 
     `headers` are those of the answer that decisions gave; `ignored` names fields of the body that mean nothing here;
-    `computed_tokens` are those of the usage that no stored answer and nobody else's generation saved.
+    `computed_tokens` are those of the usage that no stored answer and nobody else's generation saved. `said` gathers
+    the answer's text, and is None where the log does not want it.
     """
 
     id: str
@@ -46,7 +61,10 @@ class Record:
     status: int = 200
     error: StokerError | None = None
     disconnected: bool = False
-    metrics: Metrics | None = None
+    observer: Observer | None = None
+    trace: Trace | None = None
+    requests: Sequence[GenerationRequest | EmbeddingRequest] = ()
+    said: list[str] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def note_first(self, cache: str, age_s: float | None) -> None:
@@ -54,6 +72,8 @@ class Record:
         if self.timings.first_token_ms < 0:
             self.timings.first_token_ms = (time.monotonic() - self.started) * 1000
             self.timings.queue_ms = max(self.timings.queue_ms, 0.0)
+            if self.trace is not None:
+                self.trace.event("first token")
         self.cache, self.cache_age_s = cache, age_s
 
     def note(self, finish_reason: FinishReason | None, usage: Usage, cache: str) -> None:
@@ -75,47 +95,116 @@ class Record:
         self.timings.total_ms = (time.monotonic() - self.started) * 1000
         return self.timings
 
+    def note_requests(self, requests: Sequence[GenerationRequest | EmbeddingRequest]) -> None:
+        """What is asked, before anything is decided."""
+        self.requests = requests
+        if self.observer is not None and self.observer.content.wanted:
+            self.said = []
+
     def close(self) -> None:
-        """Stop the clock, write the line and count the request."""
-        timings, usage = self.stamp(), self.usage
+        """Stop the clock, write the line, count the request and end its span."""
+        self.stamp()
         status = 499 if self.disconnected else self.status
-        if self.metrics is not None:
-            self._count(self.metrics, status)
-        _log.info(
-            "request",
-            request_id=self.id,
-            route=self.route,
-            key=self.key,
-            address=self.address,
-            model=self.model.name if self.model else None,
-            expert=self.expert,
-            route_reason=self.route_reason,
-            confidence=self.confidence,
-            cache=self.cache,
-            cache_age_s=None if self.cache_age_s is None else round(self.cache_age_s, 1),
-            guard=self.guard_action,
-            guard_score=None if self.guard_score is None else round(self.guard_score, 3),
-            guard_rules=list(self.guard_rules) or None,
-            ignored_fields=list(self.ignored) or None,
-            digest=self.model.digest[:12] if self.model else None,
-            engine=timings.engine or None,
-            attempts=timings.attempts,
-            queue_ms=round(timings.queue_ms, 2),
-            ttft_ms=round(timings.first_token_ms, 2),
-            total_ms=round(timings.total_ms, 2),
-            tokens_in=usage.prompt_tokens,
-            tokens_cached=usage.cached_tokens,
-            tokens_out=usage.completion_tokens,
-            finish_reason=self.finish_reason,
-            status=status,
-            error=self.error.code if self.error else None,
+        _log.info("request", **self._line(status))
+        if self.observer is not None:
+            self._count(self.observer.metrics, status)
+        if self.trace is not None:
+            self._end_span(self.trace, status)
+
+    def _line(self, status: int) -> dict[str, Any]:
+        timings, usage, model = self.timings, self.usage, self.model
+        later = usage.completion_tokens - 1
+        generated = later > 0 and self.cache in {"miss", "bypass"}
+        line = {
+            "request_id": self.id,
+            "trace_id": self.trace.trace_id if self.trace else None,
+            "route": self.route,
+            "key": self.key,
+            "address": self.address,
+            "model": model.name if model else None,
+            "expert": self.expert,
+            "route_reason": self.route_reason,
+            "confidence": self.confidence,
+            "parameters": self._parameters(),
+            "cache": self.cache,
+            "cache_age_s": None if self.cache_age_s is None else round(self.cache_age_s, 1),
+            "guard": self.guard_action,
+            "guard_score": None if self.guard_score is None else round(self.guard_score, 3),
+            "guard_rules": list(self.guard_rules) or None,
+            "ignored_fields": list(self.ignored) or None,
+            "digest": model.digest[:12] if model else None,
+            "engine": timings.engine or None,
+            "attempts": timings.attempts,
+            "queue_ms": round(timings.queue_ms, 2),
+            "ttft_ms": round(timings.first_token_ms, 2),
+            "tpot_ms": round((timings.total_ms - timings.first_token_ms) / later, 2) if generated else None,
+            "total_ms": round(timings.total_ms, 2),
+            "tokens_in": usage.prompt_tokens,
+            "tokens_cached": usage.cached_tokens,
+            "tokens_out": usage.completion_tokens,
+            "finish_reason": self.finish_reason,
+            "status": status,
+            "error": self.error.code if self.error else None,
+        }
+        if self.said is not None and self.observer is not None:
+            content = self.observer.content
+            line["prompt"] = content.of("\n".join(map(asked, self.requests)))
+            line["answer"] = content.of("".join(self.said))
+        return line
+
+    def _parameters(self) -> dict[str, Any] | None:
+        """What the caller said about how the answer is drawn."""
+        first = self.requests[0] if self.requests else None
+        if not isinstance(first, GenerationRequest):
+            return None
+        sampling = first.sampling
+        said = {name: getattr(sampling, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def _end_span(self, trace: Trace, status: int) -> None:
+        """By OpenTelemetry's conventions for HTTP servers and for generative AI."""
+        operation = OPERATIONS.get(self.route, "other")
+        model = self.model.name if self.model else None
+        error = self.error.code if self.error else None
+        trace.finish(
+            f"{operation} {model}" if model else operation,
+            {
+                "gen_ai.operation.name": operation,
+                "gen_ai.provider.name": "stoker",
+                "gen_ai.request.model": self.requests[0].model if self.requests else None,
+                "gen_ai.response.model": model,
+                **{f"gen_ai.request.{name}": value for name, value in (self._parameters() or {}).items()},
+                "gen_ai.response.finish_reasons": [self.finish_reason] if self.finish_reason else None,
+                "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": self.usage.completion_tokens,
+                "http.route": self.route,
+                "http.response.status_code": status,
+                "client.address": self.address or None,
+                "stoker.request_id": self.id,
+                "stoker.cache": self.cache,
+                "stoker.route_reason": self.route_reason,
+                "stoker.expert": self.expert,
+                "stoker.model_digest": self.model.digest if self.model else None,
+                "stoker.guard": self.guard_action,
+            },
+            error if status >= SERVER_ERRORS or (error and status == 200) else None,  # noqa: PLR2004 - a stream that broke
         )
 
     def _count(self, metrics: Metrics, status: int) -> None:
-        model = self.model.name if self.model else ""
-        metrics.requests.labels(self.route, model, str(status), self.cache).inc()
-        if self.model is not None:
-            metrics.routed.labels(self.expert or model, reason_kind(self.route_reason)).inc()
+        timings = self.timings
+        metrics.note_request(
+            route=self.route,
+            model=self.model.name if self.model else "",
+            expert=self.expert,
+            reason=reason_kind(self.route_reason),
+            status=status,
+            cache=self.cache,
+            error=self.error.code if self.error else "",
+            seconds=timings.total_ms / 1000,
+            queue=timings.queue_ms / 1000 if timings.attempts else None,
+            first_token=timings.first_token_ms / 1000 if timings.first_token_ms >= 0 else None,
+            usage=self.usage if self.computed_tokens else Usage(),
+        )
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that tell how the answer came about."""

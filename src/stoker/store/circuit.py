@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from stoker.observability.logging import get_logger
-from stoker.store.notices import EVERY_S, Seldom
+from stoker.observability.notices import EVERY_S, Seldom
 from stoker.store.protocols import StoreError
 
 PAUSE_S = 1.0

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from zlib import crc32
 
-from stoker.store.notices import Seldom
+from stoker.observability.notices import Seldom
 from stoker.store.protocols import HOLD_WAIT_S, MICRO, Claim, Hold, Outcome, Standing, Window, corrections
 from stoker.store.ring import Ring
 

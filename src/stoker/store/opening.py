@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stoker.config.serving import StoreConfig
 from stoker.store.circuit import Circuit
@@ -14,14 +15,25 @@ from stoker.store.protocols import Counters, KeyValue, StoreError
 from stoker.store.redis import RedisCounters, RedisKeyValue, RedisServer
 
 
+class Usage(NamedTuple):
+    """Values in this process: how many, and in bytes what they take and may take."""
+
+    entries: int
+    octets: int
+    limit: int
+
+
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What is open. `description` names the place for people, without credentials."""
+    """What is open. `description` names the place for people, without credentials; `usage` is None where values are
+    elsewhere.
+    """
 
     key_value: KeyValue
     counters: Counters
     description: str
     probe: Callable[[], Awaitable[None]] | None = None
+    usage: Callable[[], Usage] | None = None
     closers: tuple[Callable[[], Awaitable[None]], ...] = ()
 
     async def ping(self) -> str | None:
@@ -53,10 +65,16 @@ def open_stores(config: StoreConfig, cache_bytes: int, on_failure: Callable[[str
     """
     if config.redis is None:
         values, counters = MemoryKeyValue(cache_bytes), MemoryCounters()
-        return Stores(values, counters, "memory", closers=(counters.close, values.close))
+        return Stores(
+            values,
+            counters,
+            "memory",
+            usage=lambda: Usage(values.entries, values.octets, cache_bytes),
+            closers=(counters.close, values.close),
+        )
     server = RedisServer(config.redis.get_secret_value(), config.prefix, config.timeout)
     circuit = Circuit(server.name, server.probe, on_failure)
     shared_values = FallbackKeyValue(RedisKeyValue(server), circuit)
     shared_counters = FallbackCounters(RedisCounters(server), MemoryCounters(), circuit)
     closers = (circuit.close, shared_counters.close, shared_values.close, server.close)
-    return Stores(shared_values, shared_counters, f"redis at {server.name}", server.probe, closers)
+    return Stores(shared_values, shared_counters, f"redis at {server.name}", server.probe, closers=closers)

@@ -10,9 +10,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoker.observability.notices import Seldom
 from stoker.store.memory import OVERHEAD, MemoryKeyValue
 from stoker.store.memory_counters import MemoryCounters
-from stoker.store.notices import Seldom
 from stoker.store.protocols import MICRO, STEPS, Hold, Window
 from stoker.store.ring import Ring
 

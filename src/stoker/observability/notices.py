@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ EVERY_S = 5.0
 
 
 class Seldom:
-    """Writes at most one warning every `every_s` seconds.
+    """Writes at most one warning every `every_s` seconds, whichever threads ask for it.
 
     Args:
         component: who speaks.
@@ -24,15 +25,17 @@ class Seldom:
         self._log = get_logger(component)
         self._every_s = every_s
         self._clock = clock
+        self._lock = threading.Lock()
         self._next = float("-inf")
         self._unsaid = 0
 
     def warning(self, event: str, **details: Any) -> None:
         """Warn, or count the warning when the last one was a moment ago."""
-        now = self._clock()
-        if now < self._next:
-            self._unsaid += 1
-            return
-        self._log.warning(event, **details, unsaid=self._unsaid)
-        self._next = now + self._every_s
-        self._unsaid = 0
+        with self._lock:
+            now = self._clock()
+            if now < self._next:
+                self._unsaid += 1
+                return
+            self._next = now + self._every_s
+            unsaid, self._unsaid = self._unsaid, 0
+        self._log.warning(event, **details, unsaid=unsaid)

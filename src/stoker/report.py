@@ -1,0 +1,233 @@
+"""What a running server tells of itself: the health report for people and monitors, and the figures for metrics."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from stoker import __version__
+from stoker.cache.answers import AnswerCache
+from stoker.engine.pool import ModelPool
+from stoker.engine.process import Engine, EngineState
+from stoker.health import Finding, Health, Level
+from stoker.observability.logging import dropped
+from stoker.observability.snapshot import (
+    Build,
+    CacheFigures,
+    EngineFigures,
+    HostFigures,
+    ModelFigures,
+    Snapshot,
+)
+from stoker.store.opening import Stores
+from stoker.vitals import Vitals
+
+ENGINE_PACKAGE = "xllamacpp"
+
+
+def engine_version() -> str:
+    """The version of the engine's library; empty where it is not installed."""
+    try:
+        return version(ENGINE_PACKAGE)
+    except PackageNotFoundError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Tells how a server is.
+
+    Args:
+        health: its checks.
+        pools: the models' engines, by name.
+        cache: stored answers.
+        stores: where they are.
+        store_trouble: what is wrong there.
+        vitals: of host and process, as of a moment ago.
+        lag_s: how late the event loop was lately, in seconds.
+        draining: whether the server is stopping.
+        started: when it started, by `time.monotonic()`.
+    """
+
+    health: Health
+    pools: Mapping[str, ModelPool]
+    cache: AnswerCache
+    stores: Stores
+    store_trouble: Callable[[], str | None]
+    vitals: Callable[[], Vitals | None]
+    lag_s: Callable[[], float]
+    draining: Callable[[], bool]
+    started: float
+    engine: str
+
+    def report(self) -> dict[str, Any]:
+        """The full health report."""
+        findings = self.health.findings()
+        outcomes = {finding.outcome for _, finding in findings}
+        vitals = self.vitals()
+        return {
+            "status": "fail" if "fail" in outcomes else "warn" if "warn" in outcomes else "ok",
+            "version": __version__,
+            "versions": {"stoker": __version__, "python": sys.version.split()[0], "llama.cpp": self.engine},
+            "uptime_s": round(time.monotonic() - self.started, 1),
+            "checks": [_check(name, found) for name, found in findings],
+            "models": [describe_pool(pool, vitals) for pool in self.pools.values()],
+            "process": {"pid": os.getpid(), "python": sys.version.split()[0], "loop_lag_s": round(self.lag_s(), 3)},
+            "store": {"where": self.stores.description, "trouble": self.store_trouble()},
+            **_describe_vitals(vitals),
+        }
+
+    def snapshot(self) -> Snapshot:
+        """The figures for metrics, now."""
+        vitals = self.vitals()
+        findings = self.health.findings()
+        return Snapshot(
+            build=Build(version=__version__, engine=self.engine, python=sys.version.split()[0]),
+            ready=not self.health.failures(Level.READY),
+            draining=self.draining(),
+            uptime_seconds=time.monotonic() - self.started,
+            event_loop_lag_seconds=self.lag_s(),
+            models=[_model_figures(pool, vitals) for pool in self.pools.values()],
+            cache=self._cache_figures(),
+            host=_host_figures(vitals),
+            checks={name: found.outcome for name, found in findings},
+            lines_dropped=dropped(),
+        )
+
+    def _cache_figures(self) -> CacheFigures:
+        usage = self.stores.usage() if self.stores.usage is not None else None
+        return CacheFigures(
+            entries=usage.entries if usage else None,
+            octets=usage.octets if usage else None,
+            limit_bytes=usage.limit if usage else None,
+            flights=len(self.cache.flights),
+            lookups=dict(self.cache.lookups),
+            store_up=self.store_trouble() is None,
+        )
+
+
+def describe_pool(pool: ModelPool, vitals: Vitals | None) -> dict[str, Any]:
+    """What the health report says of a model."""
+    identity = pool.settings.identity
+    tokens = [engine.client.last_token_at for engine in pool.engines if engine.client and engine.client.last_token_at]
+    return {
+        "name": identity.name,
+        "version": identity.version,
+        "digest": f"sha256:{identity.digest}",
+        "ready": pool.ready,
+        "slots": pool.slots,
+        "running": pool.running,
+        "waiting": len(pool.line),
+        "waiting_tokens": pool.line.tokens,
+        "refused": pool.refused,
+        "kv_cache_ratio": pool.kv_cache_ratio,
+        "last_token_at": max(tokens, default=None),
+        "engines": [_describe_engine(engine, vitals) for engine in pool.engines],
+    }
+
+
+def _describe_engine(engine: Engine, vitals: Vitals | None) -> dict[str, Any]:
+    canary = engine.canary
+    now = time.time()
+    return {
+        "name": engine.name,
+        "state": str(engine.state),
+        "pid": engine.pid,
+        "restarts": engine.restarts,
+        "stalls": engine.stalls,
+        "load_s": round(engine.load_seconds, 2),
+        "loading_s": round(engine.starting_s, 1),
+        "memory_bytes": _memory_of(engine, vitals),
+        "last_token_at": engine.client.last_token_at if engine.client else None,
+        "last_error": engine.last_error,
+        "canary": {
+            "age_s": None if canary.answered_at is None else round(now - canary.answered_at, 1),
+            "latency_ms": None if canary.latency_s is None else round(canary.latency_s * 1000, 1),
+            "refusal": canary.refusal,
+        },
+    }
+
+
+def _memory_of(engine: Engine, vitals: Vitals | None) -> int | None:
+    return vitals.memory.engines.get(engine.pid) if vitals is not None and engine.pid is not None else None
+
+
+def _check(name: str, found: Finding) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": name, "status": found.outcome, "reason": found.reason}
+    return {**told, "threshold": found.threshold} if found.threshold is not None else told
+
+
+def _describe_vitals(vitals: Vitals | None) -> dict[str, Any]:
+    if vitals is None:
+        return {}
+    memory, disk, cpus = vitals.memory, vitals.disk, vitals.cpus
+    return {
+        "memory": {
+            "used_bytes": memory.used,
+            "limit_bytes": memory.limit,
+            "limit_source": memory.source,
+            "gateway_bytes": memory.gateway,
+            "engines_bytes": sum(memory.engines.values()),
+            "host_total_bytes": memory.host_total,
+            "host_available_bytes": memory.host_available,
+        },
+        "disk": disk and {"path": str(disk.path), "free_bytes": disk.free, "size_bytes": disk.size},
+        "cpu": {
+            "granted": cpus.granted,
+            "quota": cpus.quota,
+            "load1": round(cpus.load1, 2),
+            "throttled_s": round(cpus.throttled_s, 2),
+        },
+    }
+
+
+def _model_figures(pool: ModelPool, vitals: Vitals | None) -> ModelFigures:
+    identity = pool.settings.identity
+    return ModelFigures(
+        name=identity.name,
+        version=identity.version,
+        digest=identity.digest,
+        running=pool.running,
+        waiting=len(pool.line),
+        waiting_tokens=pool.line.tokens,
+        slots=pool.slots,
+        refused=pool.refused,
+        kv_cache_ratio=pool.kv_cache_ratio,
+        engines=[_engine_figures(engine, vitals) for engine in pool.engines],
+    )
+
+
+def _engine_figures(engine: Engine, vitals: Vitals | None) -> EngineFigures:
+    client = engine.client
+    return EngineFigures(
+        name=engine.name,
+        up=engine.state is EngineState.READY,
+        restarts=engine.restarts,
+        watchdog_kills=engine.stalls,
+        load_seconds=engine.load_seconds or None,
+        memory_bytes=_memory_of(engine, vitals),
+        last_token_at=client.last_token_at if client else None,
+        canary_seconds=engine.canary.latency_s,
+        canary_succeeded_at=engine.canary.answered_at,
+    )
+
+
+def _host_figures(vitals: Vitals | None) -> HostFigures:
+    if vitals is None:
+        return HostFigures()
+    memory, disk, cpus = vitals.memory, vitals.disk, vitals.cpus
+    return HostFigures(
+        memory_limit_bytes=memory.limit,
+        memory_used_bytes=memory.used,
+        memory_available_bytes=memory.host_available,
+        cpu_quota_cores=cpus.granted,
+        cpu_throttled_seconds=cpus.throttled_s,
+        load1=cpus.load1,
+        disk_free_bytes=disk.free if disk else None,
+        disk_size_bytes=disk.size if disk else None,
+    )

@@ -17,6 +17,7 @@ from stoker.config.access import (
     Scope,
 )
 from stoker.config.groups import Group
+from stoker.config.jobs import JobsConfig, WebhookConfig
 from stoker.config.loading import load, load_keys, read_yaml
 from stoker.config.serving import (
     CacheConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "GuardPolicy",
     "GuardRole",
     "HealthConfig",
+    "JobsConfig",
     "KeyConfig",
     "LimitsConfig",
     "LogConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "StoreConfig",
     "TimeoutConfig",
     "TracingConfig",
+    "WebhookConfig",
     "default_data_dir",
     "load",
     "load_keys",

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stoker.config.access import GuardConfig, KeyConfig, LimitsConfig, RateLimitsConfig
+from stoker.config.jobs import JobsConfig
 from stoker.config.serving import (
     CacheConfig,
     GenerationConfig,
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
     generation: GenerationConfig = GenerationConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     restart: RestartConfig = RestartConfig()
+    jobs: JobsConfig = JobsConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
     monitor: MonitorConfig = MonitorConfig()

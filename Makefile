@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test lint bench lock clean
+.PHONY: help install install-dev run test test-e2e lint bench lock clean
 
 help: ## Show these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ run: install ## Serve the example model on 127.0.0.1 (PORT=8080)
 
 test: install-dev ## Run the tests
 	@$(BIN)/python -m pytest
+
+test-e2e: install-dev ## Run the tests that need Docker or Prometheus; says what is missing
+	@$(BIN)/python -m pytest -m e2e tests/e2e
 
 lint: install-dev ## Run formatter check, linters, type checker and import contracts
 	@$(BIN)/ruff format --check .

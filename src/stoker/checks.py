@@ -1,4 +1,4 @@
-"""The checks of a running server: what each finds, from what is known already, with the threshold by which it judged."""
+"""The checks of a running server: what each finds, from what is known already, and by which threshold."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _pipeline(settings: Settings, pools: Mapping[str, ModelPool], stores: Stores
 
 
 def _guards(settings: Settings) -> bool:
-    """Whether any text may ever be looked at; keys that come later may want it."""
+    """Whether texts will be looked at from the start; keys that come later may still want it."""
     return settings.guard.mode != "off" or any(
         policy.mode not in {None, "off"}
         for policy in (*(m.guard for m in settings.models), *(k.guard for k in settings.keys))

@@ -15,7 +15,7 @@ from stoker.errors import ConfigError
 @pytest.fixture(autouse=True)
 def _empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("STOKER_CONFIG", "STOKER_PORT", "STOKER_DATA_DIR"):
+    for name in ("STOKER_CONFIG", "STOKER_PORT", "STOKER_DATA_DIR", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -35,6 +35,19 @@ def test_flags_beat_environment_beats_file_beats_default(monkeypatch: pytest.Mon
     assert (settings.port, settings.queue.max_requests, settings.queue.max_tokens) == (2000, 2, 11)
     settings = load(flags={"port": 3000, "queue": {"max_requests": 3}})
     assert (settings.port, settings.queue.max_requests, settings.queue.max_tokens) == (3000, 3, 11)
+
+
+def test_opentelemetrys_own_variable_names_the_collector_where_nobody_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load().tracing.endpoint is None
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert load().tracing.endpoint == "http://collector:4318"
+    write({"tracing": {"endpoint": "http://other:4318"}})
+    assert load().tracing.endpoint == "http://other:4318"
+    write({"tracing": {"sample": 0.5}})
+    monkeypatch.setenv("STOKER_TRACING__ENDPOINT", "http://third:4318")
+    assert (load().tracing.endpoint, load().tracing.sample) == ("http://third:4318", 0.5)
 
 
 @pytest.mark.parametrize(

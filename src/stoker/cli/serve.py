@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +123,7 @@ async def _serve(settings: Settings, console: Console) -> None:
     monitoring = (
         None if settings.monitor.port is None else bind(settings.monitor.host, settings.monitor.port, "monitor")
     )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _end_unprepared)
     with watching("preparing") as progress:
         models = await asyncio.to_thread(line_up, settings, progress)
     teller = _Teller(console, models, began)
@@ -127,6 +131,14 @@ async def _serve(settings: Settings, console: Console) -> None:
         console.print(f"metrics and health at {url_of(monitoring)}", soft_wrap=True)
     await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping), monitoring)
     console.print("stopped")
+
+
+def _end_unprepared() -> None:
+    """SIGTERM before there is anything to finish. As process 1 of a container nobody else would end us, and a download
+    that is cut off is taken up again at the next start.
+    """
+    sys.stderr.write("stopped while preparing\n")
+    os._exit(128 + signal.SIGTERM)
 
 
 def _only(settings: Settings, model: str, config: Path | None, flags: dict[str, Any]) -> Settings:

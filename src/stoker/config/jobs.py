@@ -36,7 +36,7 @@ class JobsConfig(Group):
     concurrency: int | None = Field(default=None, ge=1, le=4096)
     """Jobs that this server works on at once. Default: as many as the engines have slots."""
     share: float = Field(default=0.125, ge=0, le=1)
-    """Share of the slots' turns that waiting jobs get while interactive requests wait too, so that they never starve."""
+    """Share of turns that waiting jobs get while interactive requests wait too, so that they never starve."""
     per_key: int = Field(default=10_000, ge=1)
     """Jobs of one key that may be queued; one more is refused with 429."""
     total: int = Field(default=100_000, ge=1)

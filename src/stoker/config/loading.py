@@ -17,7 +17,7 @@ from stoker.config.settings import ENV_PREFIX, ExactSettings, Settings
 from stoker.errors import ConfigError
 
 DEFAULT_FILE = Path("stoker.yaml")
-SECRETIVE = re.compile("key|secret|canary|redis|hash")
+SECRETIVE = re.compile("key|secret|canary|redis|hash|headers")
 """Settings whose value is not repeated in errors."""
 OTHER_VARIABLES = frozenset({"CONFIG", "URL", "API_KEY"})
 """Variables after the prefix that are no settings: the file to read, and what `stoker query` and `chat` ask."""
@@ -38,7 +38,7 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
     origin = file or (Path(os.environ["STOKER_CONFIG"]) if os.environ.get("STOKER_CONFIG") else None)
     if origin is None and DEFAULT_FILE.is_file():
         origin = DEFAULT_FILE
-    from_file = read_yaml(origin) if origin else {}
+    from_file = _with_collector(read_yaml(origin) if origin else {})
     given = _without_none(flags or {})
     _refuse_unknown_environment()
     try:
@@ -56,6 +56,15 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
             f"{variable}: is not valid JSON; a group's values go one by one: {variable}__KEY=value"
         ) from None
     return settings
+
+
+def _with_collector(tree: dict[str, Any]) -> dict[str, Any]:
+    """The file's values, with OpenTelemetry's own variable for the collector where they name none."""
+    collector = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    tracing = tree.get("tracing", {})
+    if not collector or not isinstance(tracing, dict):
+        return tree
+    return {**tree, "tracing": {"endpoint": collector, **tracing}}
 
 
 def load_keys(path: Path) -> tuple[KeyConfig, ...] | None:

@@ -25,7 +25,7 @@ from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
 from stoker.engine.wire import Capabilities, Dialect, EngineCall, compose
 from stoker.errors import ContextOverflow, DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
 from stoker.observability.tracing import Trace, step
-from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Timings, Usage
+from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Priority, Timings, Usage
 
 ATTEMPTS = 5  # a request that saw so many engines die under it is likelier their cause than their victim
 AFFINITY_ENTRIES = 1024
@@ -36,7 +36,10 @@ EMBEDDING_BATCH = 8  # inputs in one call, so that long lists show progress to t
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """What a pool needs to know of its model: `slots` is for each engine, `context` tokens for each slot."""
+    """What a pool needs to know of its model: `slots` is for each engine, `context` tokens for each slot.
+
+    `job_share` of the turns goes to jobs while interactive requests wait too, 0..1.
+    """
 
     identity: ModelIdentity
     slots: int
@@ -48,6 +51,7 @@ class PoolSettings:
     generation: GenerationConfig
     guard: GuardPolicy = field(default_factory=GuardPolicy)
     most_prompt_tokens: int | None = None
+    job_share: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +74,7 @@ class ModelPool:
 
     def __init__(self, settings: PoolSettings, engines: Callable[[Callable[[], None]], Sequence[Engine]]) -> None:
         self.settings = settings
-        self.line = WaitingLine(settings.queue.max_requests, settings.queue.max_tokens)
+        self.line = WaitingLine(settings.queue.max_requests, settings.queue.max_tokens, settings.job_share)
         self.meter = ServiceMeter()
         self.refused = 0
         self.engines = engines(self._on_change)
@@ -173,9 +177,7 @@ class ModelPool:
                     call = await self._compose(request)
                 async with contextlib.aclosing(self._run(lease, request, call, trace)) as chunks:
                     async for chunk in chunks:
-                        if not begun:
-                            begun = True
-                            timings.first_token_ms = (time.monotonic() - arrived) * 1000
+                        begun = True
                         yield chunk
                 lease.finished = True
                 lease.engine.note_success()
@@ -333,6 +335,8 @@ class ModelPool:
             raise NotReady(f"model {self.settings.identity.name} is away: {self.trouble()}", retry_after=5)
         if self._draining:
             raise NotReady("the server is stopping; send the request to another replica", retry_after=5)
+        if ticket.priority is Priority.JOB:  # these are few, and have been accepted
+            return
         wait = self.expected_wait()
         free = self.running < self.slots and not len(self.line)
         if not free and not self.line.has_room(ticket.cost):
@@ -349,9 +353,9 @@ class ModelPool:
             )
 
     def expected_wait(self) -> float:
-        """Seconds that a newcomer would wait, from the measured rate; 0 while that is unknown."""
+        """Seconds that an interactive newcomer would wait, from the measured rate; 0 while that is unknown."""
         hopeful = sum(engine.state is not EngineState.FAILED for engine in self.engines)  # a restart is soon over
-        return self.meter.wait(self.line.tokens, self.settings.slots * max(1, hopeful))
+        return self.meter.wait(self.line.tokens_ahead, self.settings.slots * max(1, hopeful))
 
     def _free(self) -> list[Engine]:
         """Ready engines with a slot to spare."""

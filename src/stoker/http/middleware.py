@@ -16,12 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stoker.errors import Overloaded, PayloadTooLarge, RequestError, StokerError, UnsupportedMediaType
 from stoker.http.envelope import for_path, retry_headers
+from stoker.observability.audit import audit
 from stoker.observability.logging import get_logger
 from stoker.observability.metrics import OPERATIONS
 from stoker.observability.record import Observer
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 Endpoint = Callable[[Request], Awaitable[Response]]
+ADMIN = "/admin"
 REQUEST_ID_HEADER = "x-request-id"
 _log = get_logger("http")
 
@@ -109,11 +111,20 @@ class Errors:
     def _tell_refusal(self, scope: Scope, error: StokerError) -> None:
         """The line, and the count, of a request that never came so far as to have a record."""
         peer = scope.get("client") or ("",)
+        address = self._observer.content.address(peer[0])
+        if scope["path"].startswith(ADMIN):
+            audit(
+                f"{scope['method']} {scope['path'][:200]}",
+                key=None,
+                address=address,
+                outcome="refused",
+                error=error.code,
+            )
         _log.info(
             "refused",
             request_id=_state(scope).get("request_id"),
             route=scope["path"][:200],
-            address=self._observer.content.address(peer[0]),
+            address=address,
             status=error.status,
             error=error.code,
             detail=error.message[:200],

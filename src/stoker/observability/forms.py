@@ -104,7 +104,8 @@ class ConsoleForm:
             *(f" {name}={escape(str(said[key]))}" for name, key in _DETAILS if key in said),
             self._in(_DIM, f" id={_word(said, 'request_id')}"),
         ]
-        return " ".join(part for part in parts if part)
+        content = [f"\n  {key}: {_word(said, key)}" for key in ("prompt", "answer") if key in said]
+        return " ".join(part for part in parts if part) + "".join(content)
 
     def _in(self, style: str, text: str) -> str:
         return f"{style}{text}{_RESET}" if self._colors and style else text

@@ -83,8 +83,8 @@ class ProcessLog:
         Raises:
             ConfigError: a file cannot be written.
         """
-        out = stream or sys.stderr
-        terminal = out.isatty()
+        out: TextIO | None = stream or sys.stderr  # which there is none of in a process that was started without
+        terminal = out is not None and out.isatty()
         console: Form | None = None
         if config.format == "console" or (config.format == "auto" and terminal):
             console = ConsoleForm(colors=terminal)
@@ -125,7 +125,7 @@ class ProcessLog:
             sink.start_afresh()
 
 
-def _open(config: LogConfig, stream: TextIO, form: Form) -> dict[str, Sink]:
+def _open(config: LogConfig, stream: TextIO | None, form: Form) -> dict[str, Sink]:
     if config.file is not None and config.file == config.audit_file:
         raise ConfigError(f"log.file and log.audit_file are both {config.file}; give each its own", param="log.file")
     with ExitStack() as opened:  # what was opened before one that cannot be

@@ -18,12 +18,15 @@ class StreamTarget:
 
     Writes to the stream's descriptor, a copy of its own, so that it stays ours whoever closes the stream; one without a
     descriptor is written to as it is.
+
+    Args:
+        stream: the stream; None: nowhere.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         try:
-            self._handle = os.dup(stream.fileno())
+            self._handle = os.dup(stream.fileno()) if stream else os.open(os.devnull, os.O_WRONLY)
         except (OSError, ValueError, AttributeError):
             self._handle = -1
 
@@ -40,6 +43,8 @@ class StreamTarget:
             return start
 
     def _write_text(self, batch: bytes, start: int) -> int:
+        if self._stream is None:
+            return len(batch)
         try:
             self._stream.write(batch[start:].decode(errors="backslashreplace"))
             self._stream.flush()

@@ -317,25 +317,29 @@ class EngineProcess(Engine):
         silence = client.silence()
         if client.doubted or silence > limit / 2:
             asked = client.computes(max(0.0, limit - silence))
-            if await self._answer(asked, limit * DOUBTFUL - silence, news) is False:
+            doubt = "busy but silent, asked whether it still computes"
+            if await self._answer(asked, limit * DOUBTFUL - silence, news, doubt) is False:
                 return f"no sign of life for {limit:g} s, killed"
         elif self.canary.times is not None and self.canary.due(client):
             patience = self.canary.times.patience_s
-            if await self._answer(self.canary.sing(client, 2 * patience), patience, news) is False:
+            doubt = f"idle, and made no token within {patience:g} s"
+            if await self._answer(self.canary.sing(client, 2 * patience), patience, news, doubt) is False:
                 return f"made no token within {2 * patience:g} s although it had nothing else to do, killed"
         silence = client.silence()
         return f"busy but silent for {silence:.1f} s, killed" if silence > limit else None
 
     async def _answer(
-        self, question: Coroutine[Any, Any, bool | None], patience_s: float, news: set[asyncio.Task[Any]]
+        self, question: Coroutine[Any, Any, bool | None], patience_s: float, news: set[asyncio.Task[Any]], doubt: str
     ) -> bool | None:
         """What the child answers; None if there is news before. After `patience_s` it gets no requests until then."""
         asking = asyncio.create_task(question)
         await asyncio.wait({asking, *news}, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
         doubted = not asking.done() and not any(task.done() for task in news)
         if doubted:
+            before, self.last_error = self.last_error, doubt
             self._enter(EngineState.CHECKING)
             await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
+            self.last_error = before
         if not asking.done():
             asking.cancel()
             return None

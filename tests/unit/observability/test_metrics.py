@@ -95,6 +95,7 @@ FULL = Snapshot(
         disk_size_bytes=7,
     ),
     checks={"disk": "ok", "store": "warn", "model small": "fail"},
+    lines_dropped={"file": 3},
 )
 BARE = Snapshot(
     build=Build(version="1", engine="", python="3"),

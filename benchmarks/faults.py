@@ -25,7 +25,7 @@ def main() -> int:
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", TESTS],
             cwd=ROOT,
-            env={**os.environ, "STOKER_FAULT_TABLE": str(told)},
+            env={**os.environ, "STOKER_TEST_TABLE": str(told)},
             check=False,
         )
         rows = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []

@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-NAMES = ("throughput", "overhead", "start", "overload", "kills", "production", "observing", "faults")
+NAMES = ("throughput", "overhead", "start", "overload", "kills", "production", "observing", "faults", "scraped")
 
 
 def fill(document: str, results: Mapping[str, Mapping[str, Any]]) -> str:

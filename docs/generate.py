@@ -61,6 +61,7 @@ METRIC_GROUPS = (
     "Engines",
     "Cache and store",
     "Decisions",
+    "Jobs",
     "Health",
     "Process and host",
     "Endpoint picker",

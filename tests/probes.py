@@ -15,7 +15,7 @@ import httpx
 
 ANSWER_S = 1.0  # Kubernetes's default `timeoutSeconds`
 PROBES = ("live", "ready", "startup")
-TABLE = "STOKER_FAULT_TABLE"
+TABLE = "STOKER_TEST_TABLE"
 """Names a file to which what was seen is added, a JSON line for each fault."""
 
 

@@ -24,6 +24,7 @@ class Watched:
         store: where answers and counters are kept, and what is wrong there.
         vitals: of host and process, as of a moment ago; None before the first look.
         lag_s: how late the event loop was lately, in seconds.
+        jobs: what is wrong with the job log.
     """
 
     pools: Mapping[str, ModelPool]
@@ -31,6 +32,7 @@ class Watched:
     store: Callable[[], tuple[str, str | None]]
     vitals: Callable[[], Vitals | None]
     lag_s: Callable[[], float]
+    jobs: Callable[[], str | None]
 
 
 def register_checks(health: Health, config: HealthConfig, watched: Watched) -> None:
@@ -41,6 +43,7 @@ def register_checks(health: Health, config: HealthConfig, watched: Watched) -> N
     health.register("memory", lambda: _known(watched.vitals(), lambda vitals: memory_finding(vitals.memory, config)))
     health.register("disk", lambda: _known(watched.vitals(), lambda vitals: disk_finding(vitals.disk, config)))
     health.register("store", lambda: _store(*watched.store()))
+    health.register("jobs", lambda: _jobs(watched.jobs()))
     for name, pool in watched.pools.items():
         health.register(f"model {name}", lambda pool=pool: _answers(pool), Level.READY)  # type: ignore[misc]
         health.register(f"model {name} loaded", lambda pool=pool: _loaded(pool), Level.STARTUP)  # type: ignore[misc]
@@ -95,6 +98,10 @@ def _store(description: str, trouble: str | None) -> Finding:
     return Finding("ok", f"answers and counters in {description}") if trouble is None else Finding("warn", trouble)
 
 
+def _jobs(trouble: str | None) -> Finding:
+    return Finding("ok", "the job log is well, or not wanted") if trouble is None else Finding("warn", trouble)
+
+
 def _answers(pool: ModelPool) -> Finding:
     ready = sum(engine.state is EngineState.READY for engine in pool.engines)
     threshold = "fails without a ready engine, warns with fewer than there are"
@@ -122,5 +129,5 @@ def _progress(engine: Engine) -> str:
 def _queue(pool: ModelPool) -> Finding:
     line = pool.line
     text = f"{len(line)} of {line.max_requests} places, {line.tokens} of {line.max_tokens} tokens taken"
-    full = line.max_requests > 0 and len(line) >= line.max_requests
+    full = line.max_requests > 0 and not line.has_room(0)  # jobs take no places
     return Finding("fail" if full else "ok", text, "fails when every place is taken")

@@ -7,6 +7,7 @@ the cache's key, which holds its digest.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from stoker.engine.pool import ModelPool
 from stoker.observability.record import Record
 from stoker.observability.tracing import step
 from stoker.types import Chunk, EmbeddingRequest, FinishReason, GenerationRequest, Usage
-from stoker.wayfinder import Wayfinder
+from stoker.wayfinder import Way, Wayfinder
+
+Asked = Sequence[GenerationRequest | EmbeddingRequest]
+"""One call: its prompts, or what is to be embedded; never empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Admitted:
 
 
 class Pipeline:
-    """What all routes and, later, all jobs go through.
+    """What all routes and all jobs go through.
 
     Args:
         wayfinder: finds the model that answers.
@@ -65,6 +69,49 @@ class Pipeline:
             yield ready
         finally:
             await _close(permit, record)
+
+    @asynccontextmanager
+    async def accepted(
+        self, calls: Sequence[Asked], caller: Caller, headers: Mapping[str, str], record: Record
+    ) -> AsyncGenerator[Permit]:
+        """Admit calls that are made later, by `ready` or `vectors`: all of them or none, as one request.
+
+        They are charged for what they may cost, and get nothing back of it; unless the context ends with an error, for
+        then they are not made. Raises StokerError for what may not pass.
+
+        Yields: the permit, for whoever finds that there is nothing to charge for.
+        """
+        record.note_requests([request for call in calls for request in call])
+        with step(record.trace, "admission"):
+            tokens = 0
+            for call in calls:
+                tokens += await self._check(call, caller, headers, record)
+                await asyncio.sleep(0)  # many calls take a while, in which others are served
+            permit = await self._gate.permit(caller, record, tokens)
+        record.model = record.expert = None  # which one answers is decided when the call is made
+        try:
+            yield permit
+        except BaseException:
+            await permit.settle(0)
+            raise
+        finally:
+            await permit.release()
+
+    def ready(
+        self, requests: Sequence[GenerationRequest], caller: Caller, headers: Mapping[str, str], record: Record
+    ) -> Sequence[Admitted]:
+        """Route a call that was accepted before; raises StokerError."""
+        record.note_requests(requests)
+        way = self.wayfinder.find(requests[0], caller, headers, record)
+        return [Admitted(way.prepare(request), way.pool) for request in requests]
+
+    async def vectors(
+        self, request: EmbeddingRequest, caller: Caller, headers: Mapping[str, str], record: Record
+    ) -> list[list[float]]:
+        """A vector for each input of a call that was accepted before; raises StokerError."""
+        record.note_requests([request])
+        way = self.wayfinder.find(request, caller, headers, record)
+        return await _embedded(way, request, record)
 
     async def answer(self, admitted: Admitted, record: Record) -> AsyncGenerator[Chunk]:
         """Look up, else generate: an admitted request's answer, piece by piece. Closing the generator cancels the work.
@@ -107,11 +154,29 @@ class Pipeline:
             self._gate.check_embedding(request)
             permit = await self._gate.permit(caller, record, cost_of_inputs(request.inputs))
         try:
-            vectors, usage = await way.pool.embed(request, record.timings, record.trace)
-            record.note("stop", usage, "bypass")
+            return await _embedded(way, request, record)
         finally:
             await _close(permit, record)
-        return vectors
+
+    async def _check(self, call: Asked, caller: Caller, headers: Mapping[str, str], record: Record) -> int:
+        """Whether a call may pass, and what it may cost in tokens; raises StokerError."""
+        way = self.wayfinder.find(call[0], caller, headers, record)
+        tokens = 0
+        for request in call:
+            if isinstance(request, EmbeddingRequest):
+                self._gate.check_embedding(request)
+                tokens += cost_of_inputs(request.inputs)
+            else:
+                prepared = way.prepare(request)
+                await self._gate.check(prepared, way.pool.settings.guard, caller, record)
+                tokens += cost_of(prepared, way.pool.settings)
+        return tokens
+
+
+async def _embedded(way: Way, request: EmbeddingRequest, record: Record) -> list[list[float]]:
+    vectors, usage = await way.pool.embed(request, record.timings, record.trace)
+    record.note("stop", usage, "bypass")
+    return vectors
 
 
 async def _close(permit: Permit, record: Record) -> None:

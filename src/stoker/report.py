@@ -21,8 +21,10 @@ from stoker.observability.snapshot import (
     CacheFigures,
     EngineFigures,
     HostFigures,
+    JobFigures,
     ModelFigures,
     Snapshot,
+    WorkFigures,
 )
 from stoker.store.opening import Stores
 from stoker.vitals import Vitals
@@ -51,6 +53,8 @@ class Reporter:
         vitals: of host and process, as of a moment ago.
         lag_s: how late the event loop was lately, in seconds.
         draining: whether the server is stopping.
+        jobs: how many there are; None where there are none.
+        work: what this server's worker does; None where there is none.
         started: when it started, by `time.monotonic()`.
     """
 
@@ -62,6 +66,8 @@ class Reporter:
     vitals: Callable[[], Vitals | None]
     lag_s: Callable[[], float]
     draining: Callable[[], bool]
+    jobs: Callable[[], JobFigures | None]
+    work: Callable[[], WorkFigures | None]
     started: float
     engine: str
 
@@ -97,6 +103,8 @@ class Reporter:
             host=_host_figures(vitals),
             checks={name: found.outcome for name, found in findings},
             lines_dropped=dropped(),
+            jobs=self.jobs(),
+            work=self.work(),
         )
 
     def _cache_figures(self) -> CacheFigures:

@@ -35,20 +35,25 @@ from stoker.health import Health
 from stoker.lineup import PlannedModel
 from stoker.observability.content import ContentWriter
 from stoker.observability.live import LiveFigures
+from stoker.observability.logging import get_logger
 from stoker.observability.loopwatch import LoopWatch
 from stoker.observability.metrics import Metrics
 from stoker.observability.record import Observer
+from stoker.observability.snapshot import JobFigures, WorkFigures
 from stoker.observability.tracing import Tracer
 from stoker.pipeline import Pipeline
 from stoker.report import Reporter, engine_version
 from stoker.routing.router import Router
-from stoker.store.opening import Stores, open_stores
+from stoker.store.jobs import JobLog
+from stoker.store.opening import OpenJobLog, Stores, open_job_log, open_stores
+from stoker.store.protocols import StoreError
 from stoker.vitals import Vitals, read_vitals
 from stoker.wayfinder import Wayfinder
 
 REFRESH_S = 1.0
 DRAIN_POLL_S = 0.02
 CANARY_SHARE = 1 / 3
+_log = get_logger("service")
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
 
 
@@ -64,8 +69,12 @@ class Service:
     observer: Observer
     health: Health
     loop: LoopWatch
+    job_log: JobLog | None = None
     vitals: Vitals | None = None
     store_trouble: str | None = None
+    jobs_trouble: str | None = None
+    jobs: JobFigures | None = None
+    work: Callable[[], WorkFigures] | None = None
     started: float = field(default_factory=time.monotonic)
     engine_version: str = field(default_factory=engine_version)
     draining: bool = False
@@ -87,6 +96,8 @@ class Service:
             vitals=lambda: self.vitals,
             lag_s=lambda: self.loop.lag_s,
             draining=lambda: self.draining,
+            jobs=lambda: self.jobs,
+            work=lambda: self.work() if self.work is not None else None,
             started=self.started,
             engine=self.engine_version,
         )
@@ -126,6 +137,7 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
         observer = Observer(metrics, Tracer.open(settings.tracing, __version__), ContentWriter(settings.log))
         loop = LoopWatch(settings.health.lag_warn)
         service = Service(settings, models, pipeline, KeyRing(settings), stores, observer, Health(), loop)
+        jobs = await _open_jobs(service)
         _watch(service)
         keeping = asyncio.create_task(_keep_fresh(service))
         for pool in pools.values():
@@ -135,6 +147,8 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
         finally:
             keeping.cancel()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
+            if jobs is not None:
+                await jobs.close()
             await stores.close()
             await observer.tracer.close()
             loop.stop()
@@ -172,6 +186,7 @@ def _watch(service: Service) -> None:
         store=lambda: (service.stores.description, service.store_trouble),
         vitals=lambda: service.vitals,
         lag_s=lambda: service.loop.lag_s,
+        jobs=lambda: service.jobs_trouble,
     )
     register_checks(service.health, service.settings.health, watched)
     service.observer.metrics.registry.register(LiveFigures(service.reporter.snapshot))
@@ -183,7 +198,35 @@ async def _keep_fresh(service: Service) -> None:
     while True:
         service.vitals = await asyncio.to_thread(_look, service)
         service.store_trouble = await service.stores.ping()
+        if service.job_log is not None:
+            service.jobs, service.jobs_trouble = await _count_jobs(service.job_log)
         await asyncio.sleep(REFRESH_S)
+
+
+async def _open_jobs(service: Service) -> OpenJobLog | None:
+    """The job log, if jobs are wanted and there is a place for them. Without one all else goes on."""
+    if not service.settings.jobs.enabled:
+        return None
+    try:
+        opened = await open_job_log(service.settings.store, service.settings.data_dir)
+    except StoreError as error:
+        service.jobs_trouble = f"jobs are off: {error.message}"
+        _log.error("no job log", reason=error.message)
+        return None
+    service.job_log = opened.log
+    return opened
+
+
+async def _count_jobs(log: JobLog) -> tuple[JobFigures | None, str | None]:
+    """How many jobs there are, and what is wrong with the log, in words."""
+    try:
+        counts = await log.counts()
+        figures = JobFigures(
+            states={str(state): count for state, count in counts.items()}, oldest_due_seconds=await log.oldest_due_s()
+        )
+        return figures, "; ".join(await log.warnings()) or None
+    except StoreError as error:
+        return None, error.message
 
 
 def _look(service: Service) -> Vitals:
@@ -219,6 +262,7 @@ def _pool(settings: Settings, model: PlannedModel, sockets: Path) -> ModelPool:
         generation=settings.generation,
         guard=config.guard,
         most_prompt_tokens=settings.limits.prompt_tokens,
+        job_share=settings.jobs.share,
     )
 
     def engines(on_change: Callable[[], None]) -> Sequence[Engine]:

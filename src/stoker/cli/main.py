@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoker import __version__
-from stoker.cli import ask, bench, configuration, doctor, guard, keys, models, route, serve
+from stoker.cli import ask, batch, bench, configuration, doctor, guard, jobs, keys, models, route, serve
 from stoker.errors import OperatorError, StokerError
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command("query")(ask.query)
 app.command("chat")(ask.chat)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.command("batch")(batch.batch)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(guard.app, name="guard")

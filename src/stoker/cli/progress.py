@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -18,12 +21,22 @@ from rich.progress import (
 )
 from rich.text import Text
 
+RATE_OVER_S = 300.0  # a job may take a minute
 PIPE_COLUMNS = 160  # where there is no terminal to fit into, tables are not squeezed
 
 
 def output() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough for any of ours in a pipe."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+
+
+class RateColumn(ProgressColumn):
+    """Steps in a second; empty until that is known."""
+
+    def render(self, task: Task) -> Text:
+        """The task's present rate."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g}/s", style="progress.data.speed")
 
 
 class Bar:
@@ -34,7 +47,7 @@ class Bar:
         self._task = task
 
     def update(self, done: int, total: int | None) -> None:
-        """Move the bar to `done` of `total` bytes."""
+        """Move the bar to `done` of `total`."""
         self._display.update(self._task, completed=done, total=total, visible=True)
 
     def note(self, text: str) -> None:
@@ -68,3 +81,21 @@ def watching(what: str) -> Iterator[Bar | Notes]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         yield Bar(display, display.add_task(what, total=None, visible=False))
+
+
+@contextlib.contextmanager
+def counting(what: str, done: int, total: int) -> Iterator[Bar | Notes]:
+    """A progress bar from `done` to `total` steps, with rate and time left; elsewhere only notes, as `watching`."""
+    if not sys.stderr.isatty():
+        yield Notes()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    display = Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=RATE_OVER_S)
+    with display:
+        yield Bar(display, display.add_task(what, total=total, completed=done))

@@ -197,3 +197,167 @@ class Cleared(BaseModel):
 
     model: str | None
     cleared: int
+
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+
+
+class JobError(BaseModel):
+    """Why a job failed, or why its last attempt did."""
+
+    code: str
+    message: str
+    type: str
+    status: int
+    param: str | None = None
+
+
+class JobTimings(BaseModel):
+    """Milliseconds: from submission to the latest start, and since then; up to now for what still goes on."""
+
+    queued_ms: float | None
+    running_ms: float | None
+
+
+class CallbackAttempt(BaseModel):
+    """One attempt to deliver a webhook."""
+
+    attempt: int
+    at: str
+    status: int | None
+    error: str | None
+    duration_ms: float
+
+
+class JobCallback(BaseModel):
+    """Where the ended job is sent, and what came of it."""
+
+    url: str
+    deliveries: list[CallbackAttempt]
+
+
+class Job(BaseModel):
+    """A job. Times are RFC 3339, in UTC. Lists leave out `metadata`, `result`, `error` and `position`."""
+
+    id: str
+    object: Literal["job"]
+    state: JobState
+    endpoint: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    position: int | None = None
+    attempts: int
+    max_attempts: int
+    cancelling: bool
+    not_before: str | None
+    expires_at: str | None
+    timings: JobTimings
+    batch: str | None = None
+    custom_id: str | None = None
+    metadata: dict[str, str] | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: JobError | None = None
+    callback: JobCallback | None = None
+
+
+class JobList(BaseModel):
+    """Jobs, newest first; `next` is the `after` of the page behind this one."""
+
+    object: Literal["list"]
+    data: list[Job]
+    has_more: bool
+    next: str | None
+
+
+class File(BaseModel):
+    """A file of /v1/files; times in seconds since 1970."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+
+
+class FileList(BaseModel):
+    """Files of the caller."""
+
+    object: Literal["list"]
+    data: list[File]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Deleted(BaseModel):
+    """The file is gone."""
+
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+class BatchError(BaseModel):
+    """What is wrong with a line of a batch's file."""
+
+    code: str
+    message: str
+    line: int | None
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    """Why a batch failed."""
+
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class RequestCounts(BaseModel):
+    """A batch's lines: all, those with an answer, those without that have ended."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class Batch(BaseModel):
+    """A batch; times in seconds since 1970."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: Literal[
+        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+    ]
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+
+
+class BatchList(BaseModel):
+    """Batches of the caller, newest first."""
+
+    object: Literal["list"]
+    data: list[Batch]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None

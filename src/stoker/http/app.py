@@ -14,15 +14,16 @@ from starlette.responses import Response
 from stoker import __version__
 from stoker.admission.addresses import parse_networks
 from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
-from stoker.http import admin, docs, envelope, openai, operations, query
+from stoker.http import admin, docs, envelope, jobs, openai, operations, query
 from stoker.http.gateway import Gateway
 from stoker.http.middleware import Arriving, Endpoint, Errors, RequestId, Shortcut
+from stoker.http.office import Office
 from stoker.http.parse import Reader
 from stoker.service import Service
 
 
-def build(service: Service) -> FastAPI:
-    """The application in front of a service."""
+def build(service: Service, office: Office | None = None) -> FastAPI:
+    """The application in front of a service, and of its jobs where there are any."""
     app: FastAPI = FastAPIOffline(
         title="Stoker",
         version=__version__,
@@ -43,6 +44,8 @@ def build(service: Service) -> FastAPI:
     asking = (query.router(gateway), openai.router(gateway))
     for router in asking:
         app.include_router(router)
+    if office is not None:
+        app.include_router(jobs.router(gateway, office.desk))
     app.include_router(admin.router(gateway))
     app.include_router(operations.router(service, gateway))
     app.add_exception_handler(HTTPException, _http_exception)

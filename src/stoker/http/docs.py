@@ -16,6 +16,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     schemas.CompletionRequest,
     schemas.EmbeddingsRequest,
     schemas.QueryRequest,
+    schemas.JobRequest,
+    schemas.BatchRequest,
 )
 SHARED: tuple[type[BaseModel], ...] = (answers.ErrorEnvelope, answers.Problem)
 KEYS: dict[str, Any] = {
@@ -29,14 +31,17 @@ _REASONS = {
     400: "The request must be changed",
     401: "A key is needed, or this one is not known",
     403: "The key may not do this",
-    404: "No such model",
+    404: "No such model, job, file or batch",
     408: "The body came too slowly",
+    409: "Something else must end first",
     413: "The body is too large",
     415: "The body is compressed",
+    422: "The `Idempotency-Key` was used with another request",
     429: "The caller took more than its share; `Retry-After` says when to come back",
     502: "The engine failed",
     503: "Overloaded, not ready or stopping; `Retry-After` says when to come back",
     504: "The deadline passed",
+    507: "No space for more files",
 }
 
 

@@ -69,7 +69,9 @@ class Gateway:
             trace=observer.tracer.begin(parent, state),
         )
 
-    async def until_disconnect(self, request: Request, work: Coroutine[Any, Any, Result], record: Record) -> Result:
+    async def until_disconnect(
+        self, request: Request, work: Coroutine[Any, Any, Result], record: Record | None = None
+    ) -> Result:
         """The result of `work`, which is cancelled when the client leaves."""
         task = asyncio.ensure_future(work)
         leaving = asyncio.create_task(_disconnected(request))
@@ -77,7 +79,8 @@ class Gateway:
             await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            record.disconnected = True
+            if record is not None:
+                record.disconnected = True
             raise ClientGone("the client closed the connection")
         finally:
             for pending in (task, leaving):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from typing import Any
 
 import orjson
@@ -15,9 +13,8 @@ from stoker.http import answers, schemas
 from stoker.http.docs import body_of, refusals
 from stoker.http.gateway import Gateway
 from stoker.http.parse import read_body, refuse_dimensions
-from stoker.http.render import ChatRenderer, CompletionRenderer
+from stoker.http.render import ChatRenderer, CompletionRenderer, embedding_list
 from stoker.http.reply import Reply
-from stoker.observability.record import Record
 from stoker.types import ModelIdentity
 
 
@@ -73,10 +70,13 @@ def router(gateway: Gateway) -> APIRouter:
         try:
             work = gateway.pipeline.embed(wanted, caller, request.headers, record)
             vectors = await gateway.until_disconnect(request, work, record)
-            return _embedding_list(vectors, body.encoding_format == "base64", record)
         except StokerError as error:
             record.error, record.status = error, error.status
             raise
+        else:
+            answer = Response(embedding_list(vectors, body.encoding_format, record), media_type="application/json")
+            answer.raw_headers += record.answer_headers()
+            return answer
         finally:
             record.close()
 
@@ -116,23 +116,6 @@ def _model(identity: ModelIdentity) -> dict[str, Any]:
         "version": identity.version,
         "digest": f"sha256:{identity.digest}",
     }
-
-
-def _embedding_list(vectors: list[list[float]], packed: bool, record: Record) -> Response:
-    """OpenAI's list of embeddings; `base64` packs each vector as little-endian 32-bit floats."""
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if packed else vector,
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    tokens = record.usage.prompt_tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    answer = _json({"object": "list", "data": data, "model": record.served().name, "usage": usage})
-    answer.raw_headers += record.answer_headers()
-    return answer
 
 
 def _json(document: Any) -> Response:

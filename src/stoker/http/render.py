@@ -6,6 +6,8 @@ Source: https://platform.openai.com/docs/api-reference (objects `chat.completion
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ import orjson
 
 from stoker.errors import StokerError
 from stoker.http.envelope import openai_error
+from stoker.observability.record import Record
 from stoker.types import Chunk, FinishReason, GenerationRequest, JsonObject, ModelIdentity, ToolCallDelta, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -249,6 +252,22 @@ class CompletionRenderer:
             ],
             "text_offset": offsets,
         }
+
+
+def embedding_list(vectors: Sequence[Sequence[float]], encoding: str | None, record: Record) -> bytes:
+    """OpenAI's list of embeddings; `base64` packs each vector as little-endian 32-bit floats."""
+    packed = encoding == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if packed else vector,
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    tokens = record.usage.prompt_tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return orjson.dumps({"object": "list", "data": data, "model": record.served().name, "usage": usage})
 
 
 def _frame(identifier: str, kind: str, created: int, identity: ModelIdentity) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 from stoker.admission.auth import Caller
 from stoker.errors import EngineError, StokerError
 from stoker.http.envelope import retry_headers
-from stoker.http.render import Answer, Renderer
+from stoker.http.gathering import gathered
+from stoker.http.render import Renderer
 from stoker.observability.logging import get_logger
 from stoker.observability.record import Record
 from stoker.pipeline import Admitted, Pipeline
@@ -125,41 +126,13 @@ class Reply(Response):
         return self._renderer.begin(self._record.served()) + self._renderer.event(index, chunk)
 
     async def _send_whole(self, send: Send, calls: Sequence[Admitted]) -> None:
-        answers = await self._collect_all(calls)
+        answers = await gathered(self._pipeline, calls, self._record)
         body = self._renderer.whole(self._record.served(), answers, self._record.usage)
         length = (b"content-length", str(len(body)).encode())
         headers = [(b"content-type", b"application/json"), length, *self._record.answer_headers()]
         self._begun = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _body(send, body, more=False)
-
-    async def _collect_all(self, calls: Sequence[Admitted]) -> Sequence[Answer]:
-        """The answers, in order; no more prompts at once than an engine has slots, so that one call fills no line.
-
-        The first prompt that fails ends the others.
-        """
-        if len(calls) == 1:
-            return [await self._collect(calls[0])]
-        places = asyncio.Semaphore(calls[0].pool.settings.slots)
-
-        async def in_turn(call: Admitted) -> Answer:
-            async with places:
-                return await self._collect(call)
-
-        tasks = [asyncio.create_task(in_turn(call)) for call in calls]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _collect(self, call: Admitted) -> Answer:
-        answer = Answer()
-        async with contextlib.aclosing(self._pipeline.answer(call, self._record)) as chunks:
-            async for chunk in chunks:
-                answer.add(chunk)
-        return answer
 
     async def _refuse(self, send: Send, error: StokerError) -> None:
         """An error before the first byte: its own status, in the route's envelope."""

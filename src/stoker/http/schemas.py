@@ -224,3 +224,49 @@ class QueryRequest(BaseModel):
     cache: bool | None = None
     """Whether a stored answer will do."""
     timeout: Seconds | None = None
+
+
+_NoteName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_Note = Annotated[str, StringConstraints(max_length=512)]
+Notes = Annotated[dict[_NoteName, _Note], Field(max_length=16)]
+"""What a caller writes on its jobs and batches; OpenAI's bounds."""
+
+
+class JobRequest(BaseModel):
+    """Body of POST /jobs: a request to be made later. The body of /query alone is a job as well."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    endpoint: Literal["/query", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    """The route that would answer it at once."""
+    request: dict[str, Any]
+    """That route's body; `stream` is of no account."""
+    callback_url: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    """Where the ended job is sent, as a signed webhook."""
+    not_before: str | float | None = None
+    """The earliest start: a time as RFC 3339 has it, or seconds since 1970."""
+    expires_in: Annotated[float, Field(gt=0, le=31_622_400)] | None = None
+    """Seconds from now after which a job that has not started is of no use."""
+    metadata: Notes | None = None
+    """The caller's own notes."""
+
+
+class ExpiresAfter(Wire):
+    """When a file is forgotten."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+
+
+class BatchRequest(Wire):
+    """Body of POST /v1/batches."""
+
+    input_file_id: str
+    """A file of purpose `batch`."""
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    """The route that all lines ask; OpenAI's, and the same in each line's `url`."""
+    completion_window: Literal["24h"]
+    metadata: Notes | None = None
+    """The caller's own notes."""
+    output_expires_after: ExpiresAfter | None = None
+    """When the results' files are forgotten; after 30 days unless it is said."""

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from stoker.config import Settings
 from stoker.errors import EngineDied, StartupError
 from stoker.http.app import build
+from stoker.http.office import Office, open_office
 from stoker.http.operations import monitor
 from stoker.http.protocol import Protocol
 from stoker.lineup import PlannedModel
@@ -114,12 +115,14 @@ async def serve(
     stopper = _Stopper(announcer)  # before there is anything that a signal could leave behind
     async with running(settings, models) as service:
         most = connections_within(settings.limits.connections)
-        server = _server(settings, build(service), most)
+        office = await open_office(service)
+        working = asyncio.create_task(office.worker.run()) if office is not None else None
+        server = _server(settings, build(service, office), most)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watcher = _server(settings, monitor(service), MONITOR_CONNECTIONS)
         watched = asyncio.create_task(watcher.serve(sockets=[monitoring])) if monitoring is not None else None
         announcer.listening(url_of(listener))
-        stopping = asyncio.create_task(stopper.drain_at_signal(service))
+        stopping = asyncio.create_task(stopper.drain_at_signal(service, office))
         watching = asyncio.create_task(_announce_ready(service, announcer))
         try:
             await asyncio.wait({serving, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +133,9 @@ async def serve(
         finally:
             watching.cancel()
             stopping.cancel()
+            if office is not None and working is not None:
+                await office.worker.stop(0.0)
+                await working
             await asyncio.gather(*(pool.stop() for pool in service.pools.values()))
             server.should_exit = watcher.should_exit = True
             await serving
@@ -181,14 +187,18 @@ class _Stopper:
         self._signals += 1
         (self._first if self._signals == 1 else self._second).set()
 
-    async def drain_at_signal(self, service: Service) -> None:
+    async def drain_at_signal(self, service: Service, office: Office | None) -> None:
         """Return when a signal has come and what was accepted is finished, or must not be waited for any longer."""
         await self._first.wait()
         self._announcer.stopping(service.busy)
-        draining = asyncio.create_task(service.drain(service.settings.timeouts.shutdown))
+        grace = service.settings.timeouts.shutdown
+        leaving = asyncio.create_task(office.worker.stop(grace)) if office is not None else None
+        draining = asyncio.create_task(service.drain(grace))
         hurried = asyncio.create_task(self._second.wait())
         await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done() or not draining.result():
             _log.warning("stopping with requests unfinished", requests=service.busy)
         draining.cancel()
         hurried.cancel()
+        if leaving is not None:
+            leaving.cancel()

@@ -194,6 +194,44 @@ _STORES = (
     ),
     _cache("stoker_store_up", "1 when the shared store answers, else 0.", lambda c: c.store_up),
 )
+_JOBS = (
+    Figure(
+        "stoker_jobs",
+        "gauge",
+        ("state",),
+        "Jobs that are kept, by state; of all replicas, where they share Redis.",
+        "Jobs",
+        lambda now: [((state,), count) for state, count in (now.jobs.states if now.jobs else {}).items()],
+    ),
+    _server(
+        "stoker_jobs_oldest_due_seconds",
+        "Jobs",
+        "For how long the oldest job that could run has waited.",
+        lambda now: now.jobs.oldest_due_seconds if now.jobs else None,
+    ),
+    _server(
+        "stoker_jobs_held",
+        "Jobs",
+        "Jobs that this server works on.",
+        lambda now: now.work.running if now.work else None,
+    ),
+    Figure(
+        "stoker_job_attempts_total",
+        "counter",
+        ("outcome",),
+        "Attempts at jobs by what came of them: succeeded, failed, cancelled, retried, released, lost, expired.",
+        "Jobs",
+        lambda now: [((outcome,), count) for outcome, count in (now.work.attempts if now.work else {}).items()],
+    ),
+    Figure(
+        "stoker_webhook_deliveries_total",
+        "counter",
+        ("outcome",),
+        "Attempts to deliver results by what came of them: delivered, gone, refused, failed.",
+        "Jobs",
+        lambda now: [((outcome,), count) for outcome, count in (now.work.deliveries if now.work else {}).items()],
+    ),
+)
 _HEALTH = (
     _server("stoker_ready", "Health", "1 when /health/ready succeeds, else 0.", lambda now: now.ready),
     _server("stoker_draining", "Health", "1 when the server is stopping, else 0.", lambda now: now.draining),
@@ -246,5 +284,5 @@ _HOST = (
         lambda now: [((now.build.version, now.build.engine, now.build.python), 1)],
     ),
 )
-FIGURES = (*_MODELS, *_ENGINES, *_INFERENCE, *_STORES, *_HEALTH, *_HOST)
+FIGURES = (*_MODELS, *_ENGINES, *_INFERENCE, *_STORES, *_JOBS, *_HEALTH, *_HOST)
 """Every figure that `LiveFigures` collects."""

@@ -68,6 +68,23 @@ class HostFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobFigures:
+    """Jobs that are kept, by state, and for how many seconds the oldest due one has waited."""
+
+    states: Mapping[str, int]
+    oldest_due_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkFigures:
+    """What this server's worker did: jobs it holds, attempts by what came of them, deliveries by what came of them."""
+
+    running: int
+    attempts: Mapping[str, int]
+    deliveries: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """Versions: of Stoker, of the engine's library, and of Python."""
 
@@ -90,3 +107,5 @@ class Snapshot:
     host: HostFigures = HostFigures()
     checks: Mapping[str, Literal["ok", "warn", "fail"]] = field(default_factory=dict)
     lines_dropped: Mapping[str, int] = field(default_factory=dict)
+    jobs: JobFigures | None = None
+    work: WorkFigures | None = None

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from stoker.config.serving import StoreConfig
 from stoker.store.circuit import Circuit
 from stoker.store.fallback import FallbackCounters, FallbackKeyValue
+from stoker.store.jobs import JobLog
 from stoker.store.memory import MemoryKeyValue
 from stoker.store.memory_counters import MemoryCounters
 from stoker.store.protocols import Counters, KeyValue, StoreError
 from stoker.store.redis import RedisCounters, RedisKeyValue, RedisServer
+from stoker.store.redis_jobs import RedisJobs
+from stoker.store.sqlite_file import SqliteFile
+from stoker.store.sqlite_jobs import SqliteJobs
+
+JOBS_TIMEOUT_S = 5.0
 
 
 class Usage(NamedTuple):
@@ -78,3 +85,30 @@ def open_stores(config: StoreConfig, cache_bytes: int, on_failure: Callable[[str
     shared_counters = FallbackCounters(RedisCounters(server), MemoryCounters(), circuit)
     closers = (circuit.close, shared_counters.close, shared_values.close, server.close)
     return Stores(shared_values, shared_counters, f"redis at {server.name}", server.probe, closers=closers)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJobLog:
+    """A job log, and how it is closed."""
+
+    log: JobLog
+    closers: tuple[Callable[[], Awaitable[None]], ...]
+
+    async def close(self) -> None:
+        """Close the log, and then what it stands on."""
+        for close in self.closers:
+            await close()
+
+
+async def open_job_log(config: StoreConfig, data_dir: Path) -> OpenJobLog:
+    """Open the job log: in Redis where one is configured, else in `data_dir`; raises StoreError.
+
+    Its connections are its own, for it has more time than a cache has: what is acknowledged must be kept.
+    """
+    if config.redis is not None:
+        server = RedisServer(config.redis.get_secret_value(), config.prefix, JOBS_TIMEOUT_S)
+        shared = RedisJobs(server)
+        return OpenJobLog(shared, (shared.close, server.close))
+    own = SqliteJobs(SqliteFile(data_dir / "jobs" / "jobs.sqlite", JOBS_TIMEOUT_S), JOBS_TIMEOUT_S)
+    await own.start()
+    return OpenJobLog(own, (own.close,))

@@ -24,7 +24,7 @@ from stoker.engine import pool as pool_module
 from stoker.engine.pool import ATTEMPTS, ModelPool, PoolSettings
 from stoker.engine.process import EngineState
 from stoker.errors import DeadlineExceeded, EngineDied, NotReady, Overloaded, StokerError
-from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Sampling, Timings, Usage
+from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Priority, Sampling, Timings, Usage
 
 FAR = 1e6
 RECHECK_S = 0.25
@@ -186,6 +186,7 @@ class House:
     slots: int = 2
     replicas: int = 1
     places: int = 100
+    job_share: float = 0.125
     tasks: list[asyncio.Task[str]] = field(default_factory=list)
     answered: list[tuple[GenerationRequest, str]] = field(default_factory=list)
 
@@ -199,6 +200,7 @@ class House:
             tools="emulated",
             queue=QueueConfig(max_requests=self.places, max_tokens=10**9),
             generation=GenerationConfig(),
+            job_share=self.job_share,
         )
         self.engines: list[FakeEngine] = []
 
@@ -503,6 +505,58 @@ def test_the_later_prompts_of_a_call_pass_a_full_line_and_a_drain() -> None:
         house.arrive(1, admitted=True)
         house.arrive(1)
         assert await house.close() == [words(3), words(1), words(1), "NotReady"]
+
+    run(scenario())
+
+
+def test_under_full_job_load_whoever_comes_waits_one_generation_at_most() -> None:
+    async def scenario() -> None:
+        house = House(slots=2)
+        house.engines[0].revive()
+        for _ in range(40):
+            house.arrive(3, priority=Priority.JOB)  # four seconds each
+        loop = asyncio.get_running_loop()
+        for _ in range(10):
+            await asyncio.sleep(2.5)
+            arrived = loop.time()
+            assert await house.arrive(1) == words(1)
+            assert loop.time() - arrived <= 4.0 + 2.0  # a slot comes free, and its own words are said
+        assert set(await house.close()) == {words(3), words(1)}
+
+    run(scenario())
+
+
+def test_jobs_go_on_under_interactive_load_at_their_share() -> None:
+    async def scenario() -> None:
+        house = House(slots=1, places=1000)
+        house.engines[0].revive()
+        for _ in range(200):
+            house.arrive(0)  # a second each
+        jobs = [house.arrive(0, priority=Priority.JOB) for _ in range(30)]
+        await asyncio.sleep(160.5)
+        assert abs(sum(job.done() for job in jobs) - 160 / 8) <= 1
+        await house.close()
+
+    run(scenario())
+
+
+def test_jobs_take_nobody_s_place_in_the_line_and_are_refused_by_none() -> None:
+    async def scenario() -> None:
+        house = House(slots=1, places=1)
+        house.engines[0].revive()
+        jobs = [house.arrive(1, priority=Priority.JOB) for _ in range(5)]
+        await house.settle()
+        waiting = house.arrive(1)
+        await house.settle()
+        refused = house.arrive(1)
+        await house.settle()
+        assert refused.result() == "Overloaded"
+        house.pool.refuse_new()
+        late = house.arrive(1, priority=Priority.JOB)
+        await house.settle()
+        assert late.result() == "NotReady"  # an accepted one waits for another replica, or another day
+        await house.close()
+        assert {task.result() for task in (*jobs, waiting)} == {words(1)}
 
     run(scenario())
 

@@ -25,8 +25,10 @@ from stoker.observability.snapshot import (
     CacheFigures,
     EngineFigures,
     HostFigures,
+    JobFigures,
     ModelFigures,
     Snapshot,
+    WorkFigures,
 )
 from stoker.observability.tracing import Tracer
 from stoker.types import ModelIdentity, Usage
@@ -96,6 +98,8 @@ FULL = Snapshot(
     ),
     checks={"disk": "ok", "store": "warn", "model small": "fail"},
     lines_dropped={"file": 3},
+    jobs=JobFigures(states={"queued": 4}, oldest_due_seconds=1.5),
+    work=WorkFigures(running=2, attempts={"succeeded": 7}, deliveries={"delivered": 1}),
 )
 BARE = Snapshot(
     build=Build(version="1", engine="", python="3"),

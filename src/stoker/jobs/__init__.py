@@ -1,0 +1,1 @@
+"""Asynchronous jobs: requests that are answered later, and the webhooks that tell of their ends."""

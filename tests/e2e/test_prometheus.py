@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.probes import note
-from tests.prometheus_server import DASHBOARDS, PrometheusProcess, conditions, panels, rules
+from tests.prometheus_server import DASHBOARDS, PrometheusProcess, conditions, find_program, panels, rules
 from tests.redis_server import RedisProcess
 from tests.running import FakeModel, Stoker
 
@@ -86,6 +86,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Watched]:
     """Two servers after some load: one with the real model, one with a shared store and an engine with faults."""
+    find_program("prometheus")  # before anything is started for it
     places = [tmp_path_factory.mktemp(name) for name in ("real", "faulty", "prometheus")]
     with ExitStack() as stack:
         fake = FakeModel(places[1], model_path, plan={"slots": 1, "context": 1024})

@@ -1,4 +1,4 @@
-"""Jobs as this server has them: the desk that takes them in, and the worker that makes their requests."""
+"""Jobs as this server has them: the desk that takes them in, batches of them, and the worker that does them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,43 @@ from dataclasses import dataclass
 from stoker.errors import ConfigError, StartupError
 from stoker.http.calls import WireTranslator
 from stoker.http.parse import Reader
+from stoker.jobs.batches import Batches
 from stoker.jobs.courier import Courier, webhook_policy
 from stoker.jobs.desk import JobDesk
+from stoker.jobs.files import FileStore
 from stoker.jobs.sender import Sender
 from stoker.jobs.worker import Worker
+from stoker.observability.logging import get_logger
 from stoker.observability.snapshot import WorkFigures
 from stoker.service import Service
+from stoker.store.protocols import StoreError
+
+MIB = 1 << 20
+_log = get_logger("jobs")
 
 
 @dataclass(frozen=True, slots=True)
 class Office:
-    """Where jobs go, and who does them."""
+    """Where jobs go, and who does them. `batches` is None where there is no place for files."""
 
     desk: JobDesk
     worker: Worker
+    batches: Batches | None = None
+
+    async def run(self) -> None:
+        """Work until `stop` is done."""
+        gathering = asyncio.create_task(self.batches.run()) if self.batches is not None else None
+        try:
+            await self.worker.run()
+        finally:
+            if gathering is not None and self.batches is not None:
+                gathering.cancel()
+                await asyncio.gather(gathering, return_exceptions=True)
+                self.batches.files.close()
+
+    async def stop(self, grace: float) -> None:
+        """Take up no more, and give back what cannot be finished within `grace` seconds."""
+        await self.worker.stop(grace)
 
     def figures(self) -> WorkFigures:
         """What was done so far."""
@@ -58,6 +81,21 @@ async def open_office(service: Service) -> Office | None:
         run_s=service.settings.timeouts.request_max,
     )
     desk = JobDesk(log, service.pipeline, translator, config, policy, cancelling=worker.look_at)
-    office = Office(desk, worker)
+    office = Office(desk, worker, await _open_batches(service, desk))
     service.work = office.figures
     return office
+
+
+async def _open_batches(service: Service, desk: JobDesk) -> Batches | None:
+    """Batches, if there is a place for their files; without one jobs go on."""
+    settings = service.settings
+    config = settings.jobs
+    directory = config.files_dir or settings.data_dir / "files"
+    files = FileStore(directory, file_octets=config.file_mib * MIB, total_octets=config.files_mib * MIB)
+    try:
+        await files.open()
+    except StoreError as error:
+        service.jobs_trouble = f"batches are off: {error.message}"
+        _log.error("no place for files", reason=error.message)
+        return None
+    return Batches(files, desk, config, body_octets=settings.limits.body_bytes, observer=service.observer)

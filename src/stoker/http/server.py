@@ -116,7 +116,7 @@ async def serve(
     async with running(settings, models) as service:
         most = connections_within(settings.limits.connections)
         office = await open_office(service)
-        working = asyncio.create_task(office.worker.run()) if office is not None else None
+        working = asyncio.create_task(office.run()) if office is not None else None
         server = _server(settings, build(service, office), most)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watcher = _server(settings, monitor(service), MONITOR_CONNECTIONS)
@@ -134,7 +134,7 @@ async def serve(
             watching.cancel()
             stopping.cancel()
             if office is not None and working is not None:
-                await office.worker.stop(0.0)
+                await office.stop(0.0)
                 await working
             await asyncio.gather(*(pool.stop() for pool in service.pools.values()))
             server.should_exit = watcher.should_exit = True
@@ -192,7 +192,7 @@ class _Stopper:
         await self._first.wait()
         self._announcer.stopping(service.busy)
         grace = service.settings.timeouts.shutdown
-        leaving = asyncio.create_task(office.worker.stop(grace)) if office is not None else None
+        leaving = asyncio.create_task(office.stop(grace)) if office is not None else None
         draining = asyncio.create_task(service.drain(grace))
         hurried = asyncio.create_task(self._second.wait())
         await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)

@@ -79,8 +79,11 @@ class FileStore:
 
     async def open(self) -> None:
         """Make the directory, and clear away what crashes left. Raises StoreError."""
-        await self.run(make_directory, self.directory)
-        await self.sweep()
+        try:
+            await self.run(make_directory, self.directory)
+            await self.sweep()
+        except FilesFull as error:
+            raise StoreError("response", error.message) from None
 
     def close(self) -> None:
         """Let the threads go."""

@@ -30,9 +30,18 @@ def server(tmp_path: Path, fake_model: FakeModel) -> Iterator[Stoker]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Stoker]:
+    """A server that tests share, whose engine does nothing strange."""
+    directory = tmp_path_factory.mktemp("plain")
+    fake = FakeModel(directory, model_path, plan={"slots": 2, "context": 1024})
+    with Stoker(directory, {"models": [fake.settings]}) as running:
+        yield running
+
+
 @pytest.fixture
 def keyed(tmp_path: Path, fake_model: FakeModel) -> Iterator[Stoker]:
-    """A server with keys, whose jobs wait for half a minute before they expire, and of which ann may queue two."""
+    """A server with keys, each of which may queue two jobs."""
     directory = tmp_path / "server"
     directory.mkdir()
     keys = [{"name": name, "hash": hash_of(key)} for name, key in (("ann", ANN), ("bob", BOB))]
@@ -79,12 +88,12 @@ def until(condition: Callable[[], bool]) -> None:
     ],
 )
 def test_every_route_can_be_asked_later(
-    server: Stoker, endpoint: str, request_body: dict[str, Any], look: Callable[[Any], bool]
+    plain: Stoker, endpoint: str, request_body: dict[str, Any], look: Callable[[Any], bool]
 ) -> None:
-    submitted = submit(server, {"endpoint": endpoint, "request": request_body, "metadata": {"order": "7"}})
+    submitted = submit(plain, {"endpoint": endpoint, "request": request_body, "metadata": {"order": "7"}})
     assert submitted["endpoint"] == endpoint
     assert submitted["state"] in {"queued", "running", "succeeded"}
-    job = show(server, submitted, wait=LONG_S)
+    job = show(plain, submitted, wait=LONG_S)
     assert job["state"] == "succeeded", job
     assert look(job["result"]), job["result"]
     assert job["metadata"] == {"order": "7"}
@@ -92,12 +101,12 @@ def test_every_route_can_be_asked_later(
     assert job["position"] is None
     assert job["created_at"] < job["started_at"] <= job["finished_at"]
     assert job["timings"]["queued_ms"] >= 0
-    direct = ask(server, "POST", endpoint, json=request_body).json()
+    direct = ask(plain, "POST", endpoint, json=request_body).json()
     assert direct.keys() == job["result"].keys()
 
 
-def test_the_body_of_query_alone_is_a_job(server: Stoker) -> None:
-    job = show(server, submit(server, {"text": 'say "endpoint"', "max_tokens": 1}), wait=LONG_S)
+def test_the_body_of_query_alone_is_a_job(plain: Stoker) -> None:
+    job = show(plain, submit(plain, {"text": 'say "endpoint"', "max_tokens": 1}), wait=LONG_S)
     assert (job["endpoint"], job["state"], job["result"]["text"]) == ("/query", "succeeded", "w0 ")
 
 
@@ -120,29 +129,30 @@ def test_the_body_of_query_alone_is_a_job(server: Stoker) -> None:
         ({"text": ""}, "text"),
     ],
 )
-def test_what_is_wrong_is_told_at_once_as_a_problem(server: Stoker, body: dict[str, Any], param: str) -> None:
-    answer = ask(server, "POST", "/jobs", json=body)
+def test_what_is_wrong_is_told_at_once_as_a_problem(plain: Stoker, body: dict[str, Any], param: str) -> None:
+    before = ask(plain, "GET", "/jobs?limit=1000").json()["data"]
+    answer = ask(plain, "POST", "/jobs", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["param"] == param
-    assert ask(server, "GET", "/jobs").json()["data"] == []
+    assert len(ask(plain, "GET", "/jobs?limit=1000").json()["data"]) == len(before)
 
 
-def test_numbers_that_json_cannot_write_are_refused_by_the_route(server: Stoker) -> None:
+def test_numbers_that_json_cannot_write_are_refused_by_the_route(plain: Stoker) -> None:
     for number in (b"NaN", b"1e999"):
         body = b'{"endpoint": "/query", "request": {"text": "x", "temperature": ' + number + b"}}"
-        answer = ask(server, "POST", "/jobs", content=body)
+        answer = ask(plain, "POST", "/jobs", content=body)
         assert answer.status_code == 400, number
 
 
-def test_a_key_of_idempotency_gives_the_same_job(server: Stoker) -> None:
-    first = submit(server, **{"Idempotency-Key": "one"})
-    again = ask(server, "POST", "/jobs", json=CHAT, headers={"Idempotency-Key": "one"})
+def test_a_key_of_idempotency_gives_the_same_job(plain: Stoker) -> None:
+    first = submit(plain, **{"Idempotency-Key": "one"})
+    again = ask(plain, "POST", "/jobs", json=CHAT, headers={"Idempotency-Key": "one"})
     assert (again.status_code, again.json()["id"]) == (202, first["id"])
     assert again.headers["idempotent-replayed"] == "true"
-    other = ask(server, "POST", "/jobs", json={**CHAT, "metadata": {}}, headers={"Idempotency-Key": "one"})
+    other = ask(plain, "POST", "/jobs", json={**CHAT, "metadata": {}}, headers={"Idempotency-Key": "one"})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
-    assert len(ask(server, "GET", "/jobs").json()["data"]) == 1
+    assert show(plain, first, wait=LONG_S)["attempts"] == 1
 
 
 def test_a_queued_job_is_cancelled_at_once_and_a_running_one_leaves_its_engine(
@@ -189,14 +199,23 @@ def test_lists_have_pages_and_filters(server: Stoker) -> None:
         ask(server, "DELETE", f"/jobs/{job_id}")
 
 
-def test_a_job_that_waits_expires_or_starts_when_it_may(server: Stoker) -> None:
-    expiring = submit(server, {**CHAT, "not_before": time.time() + 3600, "expires_in": 3600.5})
-    assert expiring["expires_at"] > expiring["not_before"]
-    soon = submit(server, {**CHAT, "not_before": time.time() + 1})
-    assert show(server, soon)["state"] == "queued"
-    job = show(server, soon, wait=LONG_S)
+def test_a_job_starts_when_it_may(plain: Stoker) -> None:
+    soon = submit(plain, {**CHAT, "not_before": time.time() + 1})
+    assert show(plain, soon)["state"] == "queued"
+    job = show(plain, soon, wait=LONG_S)
     assert job["state"] == "succeeded"
     assert job["started_at"] >= job["not_before"]
+
+
+def test_a_job_that_waited_too_long_expires(server: Stoker, fake_model: FakeModel) -> None:
+    fake_model.set(delay=SLOW_S, tokens=1000)
+    long = {**CHAT, "request": {**QUESTION, "max_tokens": 900}}
+    busy = [submit(server, long) for _ in range(2)]
+    until(lambda: all(show(server, job)["state"] == "running" for job in busy))
+    late = show(server, submit(server, {**long, "expires_in": 0.3}), wait=LONG_S)
+    assert (late["state"], late["attempts"]) == ("expired", 0)
+    for job in busy:
+        ask(server, "DELETE", f"/jobs/{job['id']}")
 
 
 def events(stoker: Stoker, job: dict[str, Any], last: int | None = None) -> list[dict[str, Any]]:
@@ -248,14 +267,16 @@ def test_waiting_returns_at_the_end_or_when_the_time_has_passed(server: Stoker, 
         assert ask(server, "GET", f"/jobs/{job['id']}?wait={wrong}").status_code == 400
 
 
-def test_an_error_that_does_not_pass_ends_the_job_with_it(server: Stoker, fake_model: FakeModel) -> None:
+def test_a_job_whose_attempts_all_fail_ends_with_the_last_error(tmp_path: Path, fake_model: FakeModel) -> None:
     fake_model.set("refuse")
-    job = show(server, submit(server), wait=LONG_S)
-    assert job["state"] == "failed", job
-    assert job["error"]["code"]
-    assert job["error"]["status"] >= 400
-    assert "result" not in job
-    assert ask(server, "GET", "/jobs?state=failed").json()["data"][0]["id"] == job["id"]
+    directory = tmp_path / "server"
+    directory.mkdir()
+    with Stoker(directory, {"models": [fake_model.settings], "jobs": {"attempts": 2, "backoff": 0.05}}) as stoker:
+        job = show(stoker, submit(stoker), wait=LONG_S)
+        assert (job["state"], job["attempts"], job["max_attempts"]) == ("failed", 2, 2)
+        assert (job["error"]["code"], job["error"]["status"]) == ("engine_error", 502)
+        assert "result" not in job
+        assert [dead["id"] for dead in ask(stoker, "GET", "/jobs?state=failed").json()["data"]] == [job["id"]]
 
 
 def test_an_engine_that_dies_costs_an_attempt_and_not_the_job(server: Stoker, fake_model: FakeModel) -> None:
@@ -302,8 +323,8 @@ def test_jobs_belong_to_their_key(keyed: Stoker, fake_model: FakeModel) -> None:
     submit(keyed, later, ANN)
 
 
-def test_jobs_are_described(server: Stoker) -> None:
-    document = ask(server, "GET", "/openapi.json").json()
+def test_jobs_are_described(plain: Stoker) -> None:
+    document = ask(plain, "GET", "/openapi.json").json()
     assert document["paths"]["/jobs"]["post"]["responses"]["202"]
     assert "JobRequest" in document["components"]["schemas"]
     names = [parameter["name"] for parameter in document["paths"]["/jobs"]["get"]["parameters"]]

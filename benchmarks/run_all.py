@@ -20,7 +20,11 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-NAMES = ("throughput", "overhead", "start", "overload", "kills", "production", "observing", "faults", "scraped")
+NAMES = (
+    *("throughput", "overhead", "start", "overload", "kills", "production"),
+    *("observing", "faults", "scraped"),
+    *("job_log", "job_kills", "job_faults", "job_fairness"),
+)
 
 
 def fill(document: str, results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import engine
+import jobs
 import model
 import overview
 
-DASHBOARDS = (overview, model, engine)
+DASHBOARDS = (overview, model, engine, jobs)
 PLACE = Path(__file__).resolve().parent / "dashboards"
 
 

@@ -14,7 +14,7 @@ EVERY = "$__rate_interval"
 DURATION = "gen_ai_server_request_duration_seconds"
 FIRST_ANSWER = "gen_ai_server_time_to_first_token_seconds"
 EACH_ANSWER = "gen_ai_server_time_per_output_token_seconds"
-FAILED = "internal_error|overloaded|not_ready|engine_died|engine_error|deadline_exceeded|store_down"
+FAILED = "internal_error|overloaded|not_ready|engine_died|engine_error|deadline_exceeded|store_down|storage_full"
 """Codes of errors that are the server's, as in prometheus/stoker.rules.yml."""
 YES_OR_NO = {0: ("no", RED), 1: ("yes", GREEN)}
 CHECK = {0: ("ok", GREEN), 1: ("warn", ORANGE), 2: ("fail", RED)}

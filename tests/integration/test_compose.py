@@ -159,7 +159,7 @@ def test_valkeys_memory_is_bounded_below_its_containers() -> None:
     command = SERVICES["valkey"]["command"]
     most = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
     assert most <= 0.75 * mebibytes(SERVICES["valkey"]["mem_limit"])
-    assert command[command.index("--maxmemory-policy") + 1] == "allkeys-lru"
+    assert command[command.index("--maxmemory-policy") + 1] == "volatile-lru"
 
 
 def test_prometheus_finds_its_files_and_stoker() -> None:

@@ -20,6 +20,9 @@ from stoker.service import Service
 from stoker.store.protocols import StoreError
 
 MIB = 1 << 20
+ATTEMPTS = ("succeeded", "failed", "cancelled", "retried", "released", "lost", "expired")
+DELIVERIES = ("delivered", "gone", "refused", "failed")
+"""Outcomes that are told from the start, for a rate of what has not happened so far is 0, not unknown."""
 _log = get_logger("jobs")
 
 
@@ -49,9 +52,12 @@ class Office:
     def figures(self) -> WorkFigures:
         """What was done so far."""
         courier = self.worker.courier
-        outcomes = courier.outcomes if courier is not None else {}
-        deliveries = {str(outcome): count for outcome, count in outcomes.items()}
-        return WorkFigures(running=self.worker.running, attempts=dict(self.worker.ended), deliveries=deliveries)
+        delivered = {str(outcome): count for outcome, count in courier.outcomes.items()} if courier is not None else {}
+        return WorkFigures(
+            running=self.worker.running,
+            attempts=dict.fromkeys(ATTEMPTS, 0) | self.worker.ended,
+            deliveries={outcome: delivered.get(outcome, 0) for outcome in DELIVERIES},
+        )
 
 
 async def open_office(service: Service) -> Office | None:

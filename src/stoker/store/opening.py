@@ -16,8 +16,7 @@ from stoker.store.memory_counters import MemoryCounters
 from stoker.store.protocols import Counters, KeyValue, StoreError
 from stoker.store.redis import RedisCounters, RedisKeyValue, RedisServer
 from stoker.store.redis_jobs import RedisJobs
-from stoker.store.sqlite_file import SqliteFile
-from stoker.store.sqlite_jobs import SqliteJobs
+from stoker.store.sqlite_jobs import open_sqlite_jobs
 
 JOBS_TIMEOUT_S = 5.0
 
@@ -109,6 +108,5 @@ async def open_job_log(config: StoreConfig, data_dir: Path) -> OpenJobLog:
         server = RedisServer(config.redis.get_secret_value(), config.prefix, JOBS_TIMEOUT_S)
         shared = RedisJobs(server)
         return OpenJobLog(shared, (shared.close, server.close))
-    own = SqliteJobs(SqliteFile(data_dir / "jobs" / "jobs.sqlite", JOBS_TIMEOUT_S), JOBS_TIMEOUT_S)
-    await own.start()
+    own = await open_sqlite_jobs(data_dir / "jobs", JOBS_TIMEOUT_S)
     return OpenJobLog(own, (own.close,))

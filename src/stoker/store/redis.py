@@ -2,8 +2,8 @@
 
 Every operation ends within the time limit, connecting included, or raises StoreError. Errors name the server by host
 and port, or socket, and never hold the URL's password. Redis 6 or newer, or Valkey. Counters carry one hash tag, so
-that on a cluster a taking's keys lie together. A full Redis should evict by `allkeys-lru`, which spares counters in
-use: an evicted counter is a forgotten one.
+that on a cluster a taking's keys lie together. A full Redis should evict by `volatile-lru`: it spares jobs, which
+have no lifetime while they wait, and counters in use; an evicted counter is a forgotten one.
 """
 
 from __future__ import annotations

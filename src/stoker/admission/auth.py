@@ -17,6 +17,7 @@ from typing import Final
 from stoker.admission.keys import file_of, hash_of, read_keys, refuse_doubles
 from stoker.config import GuardPolicy, KeyConfig, RateConfig, Scope, Settings
 from stoker.errors import ConfigError, StokerError
+from stoker.observability.audit import audit
 from stoker.observability.logging import get_logger
 from stoker.types import Principal
 
@@ -136,20 +137,24 @@ class KeyRing:
             return False
         self._stamp = stamp
         try:
-            self._take_in()
+            before, after = self._take_in()
         except ConfigError as error:
             _log.error("keys file is wrong, the keys before stay in force", file=str(self._file), reason=error.message)
             return False
-        _log.info("keys read again", file=str(self._file), keys=len(self._keys))
+        # Whoever may write the file has no key and no address here; `stoker keys` is one who does.
+        changed = {"added": sorted(after - before), "removed": sorted(before - after)}
+        audit("keys read again", key=None, address="", outcome="done", file=str(self._file), keys=len(after), **changed)
         return True
 
-    def _take_in(self) -> None:
+    def _take_in(self) -> tuple[set[str], set[str]]:
+        """Read the file; the keys' names before and after."""
         from_file = read_keys(self._file)
         keys = [*self._configured, *(from_file or ())]
         refuse_doubles(keys, str(self._file))
         # A file that vanishes is no reason to let everybody in: only a restart forgets that there were keys.
         self._in_use = self._in_use or bool(keys) or from_file is not None
-        self._keys = {key.hash: key for key in keys}
+        before, self._keys = self._keys, {key.hash: key for key in keys}
+        return _names(before), _names(self._keys)
 
 
 def _shown_key(headers: Mapping[str, str]) -> str | None:
@@ -168,3 +173,7 @@ def _stamp(file: Path) -> tuple[int, int]:
     except OSError:
         return _NO_STAMP
     return status.st_ino, status.st_mtime_ns
+
+
+def _names(keys: Mapping[str, KeyConfig]) -> set[str]:
+    return {key.name for key in keys.values()}

@@ -18,7 +18,7 @@ from stoker.http.parse import read_body
 from stoker.jobs.batch_shelf import KEEP_S
 from stoker.jobs.batches import Batches, View
 
-SCOPE: Final[Scope] = "inference"
+SCOPE: Final[Scope] = "jobs"
 LISTED: Final = 20
 MOST_LISTED: Final = 100
 _PARAMETERS: Final = described(

@@ -21,7 +21,7 @@ from stoker.http.uploads import Form, receive_form
 from stoker.jobs.batches import Batches
 from stoker.jobs.files import KEEP_S, MAX_FILES, StoredFile
 
-SCOPE: Final[Scope] = "inference"
+SCOPE: Final[Scope] = "jobs"
 FORM_OCTETS: Final = 64 * 1024
 """Bytes that a form has beside its file, at the most."""
 _BODY: Final[dict[str, Any]] = {

@@ -39,7 +39,9 @@ async def told(desk: JobDesk, job: Job, caller: Caller, after: int) -> AsyncGene
         while not listening.over:
             event = await listening.next(LOOK_S)
             if event is None or event.attempt != said.attempt:
-                yield await said.of(await desk.get(job.id, caller)) or STILL_HERE
+                news = await said.of(await desk.get(job.id, caller))
+                if news or not listening.over:
+                    yield news or STILL_HERE
             if event is not None:
                 said.attempt = event.attempt
                 yield _event("token", event.data, event.number)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from stoker.config import Scope
-from stoker.errors import NotFound, RequestError, StokerError
+from stoker.errors import RequestError, StokerError
 from stoker.http import answers, schemas
 from stoker.http.calls import QUERY
 from stoker.http.docs import body_of, refusals
@@ -27,7 +27,7 @@ from stoker.jobs.document import job_document
 from stoker.observability.record import Record
 from stoker.store.jobs import MAX_LISTED, STATES, Job, Submission
 
-SCOPE: Final[Scope] = "inference"
+SCOPE: Final[Scope] = "jobs"
 LONGEST_WAIT_S: Final = 60.0
 FARTHEST_S: Final = 366 * 86_400.0
 """How far in the future a job may begin."""
@@ -39,6 +39,14 @@ _PARAMETERS: Final = described(
     ("limit", "integer", f"jobs of one page, 1 to {MAX_LISTED}; {LISTED} unless it is said"),
     ("after", "string", "the `next` of the page before"),
 )
+
+
+class JobGone(StokerError):
+    """There was such a job, and its time is over."""
+
+    status = 410
+    code = "job_gone"
+    type = "invalid_request_error"
 
 
 def router(gateway: Gateway, desk: JobDesk) -> APIRouter:
@@ -188,7 +196,7 @@ def _in_words_of(order: Order, error: StokerError) -> StokerError:
 
 def _accepted(submission: Submission, record: Record) -> Response:
     if not submission.jobs:
-        raise NotFound("the job of this Idempotency-Key was kept for long enough and removed; use a new key")
+        raise JobGone("the job of this Idempotency-Key was kept for long enough and removed; use a new key")
     record.status = 202
     job = submission.jobs[0]
     document = job_document(job)

@@ -246,6 +246,9 @@ class JobDesk:
             kept |= record.trace.headers()
         envelope = Envelope(order.body, kept, order.metadata, caller.key_name, caller.models, record.address)
         begin = max(time.time(), order.not_before or 0.0)
+        expires_at = begin + self._config.expires if order.expires_at is None else order.expires_at
+        # The first results of a batch are wanted when its last one is there.
+        longer = max(0.0, expires_at - begin) if order.batch else 0.0
         return NewJob(
             id=self._ids.next(),
             tenant=caller.principal.tenant,
@@ -253,8 +256,8 @@ class JobDesk:
             request=envelope.pack(),
             max_attempts=self._config.attempts,
             not_before=order.not_before,
-            expires_at=begin + self._config.expires if order.expires_at is None else order.expires_at,
-            keep_s=self._config.keep,
+            expires_at=expires_at,
+            keep_s=self._config.keep + longer,
             batch=order.batch,
             custom_id=order.custom_id,
             callback=None if order.callback_url is None else pack_callback(order.callback_url),

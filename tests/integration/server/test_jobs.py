@@ -45,7 +45,7 @@ def keyed(tmp_path: Path, fake_model: FakeModel) -> Iterator[Stoker]:
     directory = tmp_path / "server"
     directory.mkdir()
     keys = [{"name": name, "hash": hash_of(key)} for name, key in (("ann", ANN), ("bob", BOB))]
-    keys.append({"name": "root", "hash": hash_of(ROOT), "scopes": ["inference", "admin"]})
+    keys.append({"name": "root", "hash": hash_of(ROOT), "scopes": ["inference", "jobs", "admin"]})
     settings = {"models": [fake_model.settings], "keys": keys, "jobs": {"per_key": 2}}
     with Stoker(directory, settings) as running:
         yield running

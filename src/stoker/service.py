@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from stoker.observability.live import LiveFigures
 from stoker.observability.logging import get_logger
 from stoker.observability.loopwatch import LoopWatch
 from stoker.observability.metrics import Metrics
+from stoker.observability.notices import Seldom
 from stoker.observability.record import Observer
 from stoker.observability.snapshot import JobFigures, WorkFigures
 from stoker.observability.tracing import Tracer
@@ -54,6 +56,7 @@ REFRESH_S = 1.0
 DRAIN_POLL_S = 0.02
 CANARY_SHARE = 1 / 3
 _log = get_logger("service")
+_trouble = Seldom("service", every_s=60.0)
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
 
 
@@ -196,11 +199,18 @@ def _watch(service: Service) -> None:
 async def _keep_fresh(service: Service) -> None:
     """Look now and then at what lives outside: the keys file, the host, and the store's health."""
     while True:
-        service.vitals = await asyncio.to_thread(_look, service)
-        service.store_trouble = await service.stores.ping()
-        if service.job_log is not None:
-            service.jobs, service.jobs_trouble = await _count_jobs(service.job_log)
+        try:
+            await _refresh(service)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not be the last look
+            _trouble.warning("looking around failed", reason=traceback.format_exc(limit=-3))
         await asyncio.sleep(REFRESH_S)
+
+
+async def _refresh(service: Service) -> None:
+    service.vitals = await asyncio.to_thread(_look, service)
+    service.store_trouble = await service.stores.ping()
+    if service.job_log is not None:
+        service.jobs, service.jobs_trouble = await _count_jobs(service.job_log)
 
 
 async def _open_jobs(service: Service) -> OpenJobLog | None:

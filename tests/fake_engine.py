@@ -107,6 +107,8 @@ async def completion(request: web.Request) -> web.StreamResponse:
     settings = control.read()
     fault = settings.get("fault", "none")
     control.log(json.dumps({"canary": True, "pid": os.getpid()}))
+    if fault == "die_before" and settings.get("times") is None:
+        os._exit(9)
     control.wedged = control.wedged or fault == "wedge"
     while control.wedged or fault == "mute":
         await asyncio.sleep(0.1)

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,13 +33,21 @@ class Stoker:
         settings: the configuration file's content; port and data directory are added.
         wait: whether to wait for readiness.
         files: file descriptors that the process may have.
+        piped: whether it writes into a pipe, whose other end `hang_up` closes.
     """
 
     def __init__(
-        self, directory: Path, settings: dict[str, Any], *, wait: bool = True, files: int | None = None
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        *,
+        wait: bool = True,
+        files: int | None = None,
+        piped: bool = False,
     ) -> None:
         self.directory = directory
         self._files = files
+        self._piped = piped
         self.log_file = directory / "log"
         self.url = ""
         self._wait = wait
@@ -50,10 +60,14 @@ class Stoker:
         temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stoker", "serve", "--config", str(self.directory / "stoker.yaml")],
-            stderr=self.log_file.open("wb"),
+            stderr=subprocess.PIPE if self._piped else self.log_file.open("wb"),
             env={**environment, "TMPDIR": str(temporary)},
             cwd=self.directory,
         )
+        if self._piped:
+            self.log_file.touch()
+            self._reader = threading.Thread(target=self._read, daemon=True)
+            self._reader.start()
         if self._files is not None:
             resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (self._files, self._files))
         if self._wait:
@@ -68,6 +82,23 @@ class Stoker:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def _read(self) -> None:
+        """Copy the pipe into the log, until it is hung up."""
+        assert self.process.stderr is not None
+        with self.log_file.open("wb", buffering=0) as log:
+            while self._piped:
+                if select.select([self.process.stderr], [], [], 0.05)[0]:
+                    data = os.read(self.process.stderr.fileno(), 65536)
+                    if not data:
+                        break
+                    log.write(data)
+        self.process.stderr.close()
+
+    def hang_up(self) -> None:
+        """Close the reading end of its standard error, as a terminal does that is gone."""
+        self._piped = False
+        self._reader.join()
 
     @property
     def monitor_url(self) -> str:

@@ -130,4 +130,4 @@ def _queue(pool: ModelPool) -> Finding:
     line = pool.line
     text = f"{len(line)} of {line.max_requests} places, {line.tokens} of {line.max_tokens} tokens taken"
     full = line.max_requests > 0 and not line.has_room(0)  # jobs take no places
-    return Finding("fail" if full else "ok", text, "fails when every place is taken")
+    return Finding("fail" if full else "ok", text, "fails when nothing more may wait")

@@ -76,8 +76,10 @@ class Service:
     vitals: Vitals | None = None
     store_trouble: str | None = None
     jobs_trouble: str | None = None
+    batches_trouble: str | None = None
     jobs: JobFigures | None = None
     work: Callable[[], WorkFigures] | None = None
+    asking: asyncio.Task[None] | None = None
     started: float = field(default_factory=time.monotonic)
     engine_version: str = field(default_factory=engine_version)
     draining: bool = False
@@ -149,6 +151,8 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
             yield service
         finally:
             keeping.cancel()
+            if service.asking is not None:
+                service.asking.cancel()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
             if jobs is not None:
                 await jobs.close()
@@ -189,7 +193,7 @@ def _watch(service: Service) -> None:
         store=lambda: (service.stores.description, service.store_trouble),
         vitals=lambda: service.vitals,
         lag_s=lambda: service.loop.lag_s,
-        jobs=lambda: service.jobs_trouble,
+        jobs=lambda: service.jobs_trouble or service.batches_trouble,
     )
     register_checks(service.health, service.settings.health, watched)
     service.observer.metrics.registry.register(LiveFigures(service.reporter.snapshot))
@@ -207,7 +211,13 @@ async def _keep_fresh(service: Service) -> None:
 
 
 async def _refresh(service: Service) -> None:
+    """Each look apart from the others, for a store that is away takes its time."""
     service.vitals = await asyncio.to_thread(_look, service)
+    if service.asking is None or service.asking.done():
+        service.asking = asyncio.create_task(_ask_stores(service))
+
+
+async def _ask_stores(service: Service) -> None:
     service.store_trouble = await service.stores.ping()
     if service.job_log is not None:
         service.jobs, service.jobs_trouble = await _count_jobs(service.job_log)

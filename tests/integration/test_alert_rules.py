@@ -64,7 +64,8 @@ def error_codes() -> tuple[set[str], set[str]]:
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        if not issubclass(kind, OperatorError) and kind.__module__.startswith("stoker."):
+        ours = kind.__module__.startswith("stoker.") and not kind.__module__.startswith("stoker.cli.")
+        if ours and not issubclass(kind, OperatorError):
             (server if kind.status >= 500 else others).add(kind.code)
     return server, others - server
 

@@ -68,13 +68,15 @@ class AnswerCache:
     async def _shared(
         self, request: GenerationRequest, key: str, lookup: Lookup, generate: Source
     ) -> AsyncGenerator[Chunk]:
-        async for chunk in self._stored(key, lookup):
+        # A person who joined a job's generation would wait as long as the job does.
+        flight_key = f"{key}:{request.priority}"
+        async for chunk in self._stored(key, flight_key, lookup):
             yield chunk
         if lookup.outcome == "hit":
             return
         begun = False
         while True:
-            flight = self._flight(key, lookup, generate)
+            flight = self._flight(key, flight_key, lookup, generate)
             try:
                 async with aclosing(flight.follow(request.deadline)) as chunks:
                     async for chunk in chunks:
@@ -91,8 +93,8 @@ class AnswerCache:
         """Forget the answers of a model, or of all; how many those were."""
         return await self._store.delete_prefix("answer:" if identity is None else prefix_of(identity))
 
-    async def _stored(self, key: str, lookup: Lookup) -> AsyncGenerator[Chunk]:
-        if self.flights.find(key) is not None:
+    async def _stored(self, key: str, flight_key: str, lookup: Lookup) -> AsyncGenerator[Chunk]:
+        if self.flights.find(flight_key) is not None:
             return  # fresher than anything that is stored, and nearer
         with step(lookup.trace, "cache"):
             raw = await self._store.get(key)
@@ -103,8 +105,8 @@ class AnswerCache:
             for chunk in entry.chunks:
                 yield chunk
 
-    def _flight(self, key: str, lookup: Lookup, generate: Source) -> Flight:
-        flight = self.flights.find(key)
+    def _flight(self, key: str, flight_key: str, lookup: Lookup, generate: Source) -> Flight:
+        flight = self.flights.find(flight_key)
         if flight is not None:
             lookup.outcome = "joined"
             self.lookups["joined"] += 1
@@ -119,4 +121,4 @@ class AnswerCache:
                 if len(raw) <= self._config.max_entry_kib * 1024:
                     await self._store.set(key, raw, self._config.ttl)
 
-        return self.flights.start(key, generate, store)
+        return self.flights.start(flight_key, generate, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -130,7 +131,8 @@ async def _serve(settings: Settings, console: Console) -> None:
     if monitoring is not None:
         console.print(f"metrics and health at {url_of(monitoring)}", soft_wrap=True)
     await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping), monitoring)
-    console.print("stopped")
+    with contextlib.suppress(OSError):
+        console.print("stopped")
 
 
 def _end_unprepared() -> None:
@@ -199,5 +201,6 @@ class _Teller:
         self._say(f"stopping: {waiting}")
 
     def _say(self, text: str, *, markup: bool = True) -> None:
-        """A line as it is, never folded: people copy from it."""
-        self._console.print(text, markup=markup, soft_wrap=True)
+        """A line as it is, never folded: people copy from it. Where nobody reads any more, the server goes on."""
+        with contextlib.suppress(OSError):
+            self._console.print(text, markup=markup, soft_wrap=True)

@@ -15,7 +15,7 @@ import orjson
 
 from stoker.engine.client import EngineClient
 from stoker.engine.wire import EngineCall
-from stoker.errors import DeadlineExceeded, EngineDied, StokerError
+from stoker.errors import DeadlineExceeded, EngineDied, Overloaded, StokerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Canary:
         """Have one token made.
 
         Returns: True when the engine answered, even with a refusal; False when `patience_s` seconds brought nothing;
-        None when the connection broke, about which others know more.
+        None when the connection broke, about which others know more, or others are answered meanwhile.
         """
         began = time.monotonic()
         self.refusal = None
@@ -66,11 +66,12 @@ class Canary:
                 async for _ in chunks:
                     pass
         except DeadlineExceeded:
-            return False
-        except EngineDied:
+            return None if client.last_sign > began else False  # it works, for others who came first
+        except (EngineDied, Overloaded):
             return None
         except StokerError as error:
             self.refusal = error.message
+            return True
         finally:
             self._last = time.monotonic()
         self.answered_at, self.latency_s = time.time(), time.monotonic() - began

@@ -30,9 +30,9 @@ MAX_ERROR_BYTES = 64 * 1024
 class EngineClient:
     """Speaks to one engine, a child on a Unix socket or a server by URL.
 
-    Not safe to share between event loops. `inflight` counts the requests that are there now, `last_end` is when the
-    last one left (`time.monotonic()`); `doubted` says that one has left without a sign of life from the engine since it
-    came.
+    Not safe to share between event loops. `inflight` counts the requests that are there now; `last_end` is when the last
+    one left and `last_sign` when the engine last said something (`time.monotonic()`); `doubted` says that one has left
+    without a sign of life from the engine since it came.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EngineClient:
         self._readers = 0
         self._embedding = 0
         self._tells_figures = True
-        self._last_activity = self._last_sign = self.last_end = time.monotonic()
+        self._last_activity = self.last_sign = self.last_end = time.monotonic()
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, connect=PROBE_TIMEOUT_S * 2),
@@ -103,7 +103,7 @@ class EngineClient:
             async with asyncio.timeout(patience), self._session.get(f"{self._base}/metrics") as response:
                 await response.read()
         except TimeoutError:
-            return False if self._last_sign < asked else None
+            return False if self.last_sign < asked else None
         except (aiohttp.ClientError, OSError):
             return None
         self._tells_figures = response.status == 200  # noqa: PLR2004 - HTTP OK
@@ -204,7 +204,7 @@ class EngineClient:
             finally:
                 self._readers -= 1
                 self._embedding -= 1
-            self._last_sign = time.monotonic()
+            self.last_sign = time.monotonic()
         return _vectors_of(answer)
 
     @contextlib.contextmanager
@@ -225,7 +225,7 @@ class EngineClient:
         finally:
             self.inflight -= 1
             self.last_end = time.monotonic()
-            self.doubted = self.doubted or self._last_sign < began
+            self.doubted = self.doubted or self.last_sign < began
 
     async def _events(self, content: aiohttp.StreamReader) -> AsyncGenerator[Chunk]:
         """Chunks from a stream of server-sent events; EngineDied when it ends without its `[DONE]`."""
@@ -250,7 +250,7 @@ class EngineClient:
                 payload = event.strip().rpartition(b"\n")[2]  # other servers name their events in a line before
                 if not payload.startswith(b"data:"):
                     continue  # a comment that keeps the connection open; a wedged llama.cpp still sends them
-                self._last_activity = self._last_sign = time.monotonic()
+                self._last_activity = self.last_sign = time.monotonic()
                 payload = payload[5:].strip()
                 if payload == b"[DONE]":
                     return
@@ -262,7 +262,7 @@ class EngineClient:
 
     async def _refusal(self, response: aiohttp.ClientResponse, path: str) -> Exception:
         raw = await response.content.read(MAX_ERROR_BYTES)
-        self._last_sign = time.monotonic()
+        self.last_sign = time.monotonic()
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:

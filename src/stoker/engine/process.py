@@ -270,11 +270,15 @@ class EngineProcess(Engine):
         singing = asyncio.create_task(self.canary.sing(client, patience))
         try:
             await asyncio.wait({singing, ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if singing.done() and singing.result() is None:
+                await asyncio.wait({ended}, timeout=OBITUARY_WAIT_S)  # the connection breaks before the child is gone
             if ended.done():
                 return self._obituary(ended.result())
-            if singing.done() and singing.result() is False:
-                return f"loaded, but made no token within {patience:.0f} s"
-            return None
+            if not singing.done():
+                return "stopped"
+            if singing.result():
+                return None
+            return f"loaded, but made no token within {patience:.0f} s"
         finally:
             singing.cancel()
             stopping.cancel()
@@ -332,14 +336,18 @@ class EngineProcess(Engine):
         self, question: Coroutine[Any, Any, bool | None], patience_s: float, news: set[asyncio.Task[Any]], doubt: str
     ) -> bool | None:
         """What the child answers; None if there is news before. After `patience_s` it gets no requests until then."""
+        began = time.monotonic()
         asking = asyncio.create_task(question)
         await asyncio.wait({asking, *news}, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
-        doubted = not asking.done() and not any(task.done() for task in news)
+        works = self.client is not None and self.client.last_sign > began
+        doubted = not asking.done() and not any(task.done() for task in news) and not works
         if doubted:
             before, self.last_error = self.last_error, doubt
             self._enter(EngineState.CHECKING)
             await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
             self.last_error = before
+        if works:
+            await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
             asking.cancel()
             return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from stoker.engine.client import EngineClient
 from stoker.engine.process import Engine, EngineState
@@ -56,5 +58,10 @@ class UpstreamEngine(Engine):
 
     def _enter(self, state: EngineState) -> None:
         if state is not self.state:
-            self._log.info("upstream", state=str(state), url=self._url, error=self.last_error)
+            if state is EngineState.READY and not self.load_seconds:
+                self.load_seconds = time.monotonic() - self._begun
+            elif self.state is EngineState.READY:
+                self._begun = time.monotonic()
+            where = urlsplit(self._url).netloc.rpartition("@")[2]
+            self._log.info("upstream", state=str(state), server=where, error=self.last_error)
             super()._enter(state)

@@ -13,6 +13,7 @@ from stoker.jobs.courier import Courier, webhook_policy
 from stoker.jobs.desk import JobDesk
 from stoker.jobs.files import FileStore
 from stoker.jobs.sender import Sender
+from stoker.jobs.steadily import report
 from stoker.jobs.worker import Worker
 from stoker.observability.logging import get_logger
 from stoker.observability.snapshot import WorkFigures
@@ -36,7 +37,9 @@ class Office:
 
     async def run(self) -> None:
         """Work until `stop` is done."""
-        gathering = asyncio.create_task(self.batches.run()) if self.batches is not None else None
+        gathering = asyncio.create_task(self.batches.run(), name="batches") if self.batches is not None else None
+        if gathering is not None:
+            gathering.add_done_callback(report)
         try:
             await self.worker.run()
         finally:
@@ -46,7 +49,8 @@ class Office:
                 self.batches.files.close()
 
     async def stop(self, grace: float) -> None:
-        """Take up no more, and give back what cannot be finished within `grace` seconds."""
+        """Take in and take up no more, and give back what cannot be finished within `grace` seconds."""
+        self.desk.close()
         await self.worker.stop(grace)
 
     def figures(self) -> WorkFigures:
@@ -101,7 +105,7 @@ async def _open_batches(service: Service, desk: JobDesk) -> Batches | None:
     try:
         await files.open()
     except StoreError as error:
-        service.jobs_trouble = f"batches are off: {error.message}"
+        service.batches_trouble = f"batches are off: {error.message}"
         _log.error("no place for files", reason=error.message)
         return None
     return Batches(files, desk, config, body_octets=settings.limits.body_bytes, observer=service.observer)

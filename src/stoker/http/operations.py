@@ -46,6 +46,14 @@ def monitor(service: Service) -> FastAPI:
 def _health(service: Service, may_know: Callable[[Request], bool]) -> APIRouter:
     routes = APIRouter(tags=["Operations"])
 
+    def probe(request: Request, level: Level) -> Response:
+        failing = [(name, found) for name, found in service.health.findings(level) if found.outcome == "fail"]
+        if not failing:
+            return _json({"status": "ok"}, 200)
+        known = may_know(request)
+        reasons = [f"{name}: {found.reason}" if known else name for name, found in failing]
+        return _json({"status": "fail", "reason": "; ".join(reasons)}, 503)
+
     @routes.head("/health", include_in_schema=False)  # some monitors ask without wanting the body
     @routes.get("/health", summary="Full health report", responses=_REPORT)
     async def health(request: Request) -> Response:
@@ -57,18 +65,18 @@ def _health(service: Service, may_know: Callable[[Request], bool]) -> APIRouter:
 
     @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", summary="Is the process alive?", responses=_PROBES)
-    async def live() -> Response:
-        return _probe(service.health.failures(Level.LIVE))
+    async def live(request: Request) -> Response:
+        return probe(request, Level.LIVE)
 
     @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready", summary="Can it take requests?", responses=_PROBES)
-    async def ready() -> Response:
-        return _probe(service.health.failures(Level.READY))
+    async def ready(request: Request) -> Response:
+        return probe(request, Level.READY)
 
     @routes.head("/health/startup", include_in_schema=False)
     @routes.get("/health/startup", summary="Has it started?", responses=_PROBES)
-    async def startup() -> Response:
-        return _probe(service.health.failures(Level.STARTUP))
+    async def startup(request: Request) -> Response:
+        return probe(request, Level.STARTUP)
 
     return routes
 
@@ -89,12 +97,6 @@ def _is_known(gateway: Gateway, request: Request) -> bool:
         return not gateway.keys.required or gateway.caller(request, None).key_name is not None
     except Unauthorized:
         return False
-
-
-def _probe(failures: list[str]) -> Response:
-    if failures:
-        return _json({"status": "fail", "reason": "; ".join(failures)}, 503)
-    return _json({"status": "ok"}, 200)
 
 
 def _json(document: Any, status: int) -> Response:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from stoker.admission.auth import Caller
-from stoker.errors import EngineError, StokerError
+from stoker.errors import EngineError, NotReady, StokerError
 from stoker.http.envelope import retry_headers
 from stoker.http.gathering import gathered
 from stoker.http.render import Renderer
@@ -74,6 +74,7 @@ class Reply(Response):
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._record.disconnected or task is None:
+                self._record.status, self._record.error = NotReady.status, NotReady("the server stopped")
                 raise
             task.uncancel()  # the cancellation was ours, and it has done its work
         except Exception:

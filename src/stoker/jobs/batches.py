@@ -183,6 +183,8 @@ class Batches:
                     await self._take_up(group)
                 except StokerError as error:
                     _log.warning("batches cannot be looked at", error=error.code, reason=error.message)
+                except Exception:  # noqa: BLE001 - one that is damaged must not end the others
+                    _log.exception("batches cannot be looked at")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._stirred.wait()
@@ -255,6 +257,8 @@ class Batches:
                 await self._shelf.sweep()
             except StokerError as error:
                 _log.warning("files cannot be swept", error=error.code, reason=error.message)
+            except Exception:  # noqa: BLE001 - nor the sweeping
+                _log.exception("files cannot be swept")
             await asyncio.sleep(SWEEP_S)
 
     async def _view(self, batch: Batch) -> View:

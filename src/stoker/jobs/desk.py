@@ -15,7 +15,7 @@ import orjson
 from stoker.admission.auth import Caller, Forbidden
 from stoker.config.jobs import JobsConfig
 from stoker.engine.queue import retry_after
-from stoker.errors import NotFound, RequestError, StokerError
+from stoker.errors import NotFound, NotReady, RequestError, StokerError
 from stoker.jobs.calls import Translator
 from stoker.jobs.envelope import Envelope, pack_callback
 from stoker.jobs.ids import Ids
@@ -103,9 +103,14 @@ class JobDesk:
         self._cancelling = cancelling
         self._ids = Ids()
         self._in_flight: set[tuple[str, str]] = set()
+        self._closed = False
         experts = pipeline.wayfinder.experts.values()
         routing = {expert.header.partition(":")[0].strip().lower() for expert in experts if expert.header}
         self._kept_headers = (*KEPT_HEADERS, *sorted(routing))
+
+    def close(self) -> None:
+        """Take nothing more in; all else may still be asked."""
+        self._closed = True
 
     async def submit(
         self,
@@ -134,6 +139,8 @@ class JobDesk:
             IdempotencyMismatch, IdempotencyInFlight: the key is another request's, or that of one under way.
             StoreError: they could not be kept.
         """
+        if self._closed:
+            raise NotReady("the server is stopping; hand the job in again, or to another replica", retry_after=5)
         if not 1 <= len(orders) <= MAX_SUBMITTED:
             raise RequestError(f"{len(orders)} jobs at once; send 1 to {MAX_SUBMITTED}")
         idempotency = self._idempotency(orders, caller, idempotency_key, said)

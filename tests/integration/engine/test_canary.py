@@ -83,6 +83,15 @@ async def test_one_that_loads_but_makes_no_token_is_never_ready(tmp_path: Path) 
         assert "made no token" in (process.last_error or "")
 
 
+async def test_one_that_dies_of_its_first_token_is_never_ready_and_given_up(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, interval=600, patience=5)
+    engine.set(fault="die_before")
+    async with running(engine) as process:
+        await eventually(lambda: process.state is EngineState.FAILED)
+        assert EngineState.READY not in engine.states
+        assert "exited with status 9" in (process.last_error or "")
+
+
 async def test_an_idle_engine_that_went_mute_is_doubted_and_then_started_again(tmp_path: Path) -> None:
     engine = Engine(tmp_path, interval=0.1, patience=0.3)
     async with running(engine) as process:

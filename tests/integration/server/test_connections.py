@@ -243,7 +243,11 @@ def test_probes_answer_head_requests(stoker: Stoker) -> None:
 
 def test_every_refusal_is_logged_as_json(stoker: Stoker) -> None:
     httpx.post(stoker.url + "/v1/chat/completions", content=b"{", headers={"X-Request-Id": "broken-body"})
-    (line,) = [line for line in stoker.events("refused") if line["request_id"] == "broken-body"]
+    limit = time.monotonic() + 10  # lines are written beside the answers
+    while not (found := [line for line in stoker.events("refused") if line["request_id"] == "broken-body"]):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    (line,) = found
     assert (line["status"], line["error"], line["route"]) == (400, "invalid_request", "/v1/chat/completions")
     exchange(stoker, b"nonsense\r\n\r\n")
     answered = stoker.log.index("\n  curl")

@@ -96,6 +96,16 @@ def test_the_grace_period_ends(tmp_path: Path, slow: FakeModel) -> None:
         assert "the server stopped" in raw.result()
 
 
+def test_a_server_whose_terminal_is_gone_still_finishes_what_it_accepted(tmp_path: Path, slow: FakeModel) -> None:
+    with Stoker(tmp_path, {"models": [slow.settings]}, piped=True) as stoker, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(stream, stoker.url)
+        wait_running(stoker, 1)
+        stoker.hang_up()
+        stoker.process.send_signal(signal.SIGTERM)
+        assert "[DONE]" in answer.result()
+        assert stoker.process.wait(20) == 0
+
+
 def test_engines_do_not_outlive_a_killed_gateway(tmp_path: Path, model_path: Path) -> None:
     real = {"name": "m", "source": str(model_path), "plan": {"slots": 1, "context": 512}, "replicas": 2}
     with Stoker(tmp_path, {"models": [real]}) as stoker:

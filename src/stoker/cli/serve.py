@@ -131,7 +131,7 @@ async def _serve(settings: Settings, console: Console) -> None:
     if monitoring is not None:
         console.print(f"metrics and health at {url_of(monitoring)}", soft_wrap=True)
     await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping), monitoring)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SystemExit):  # rich ends programs whose reader has gone
         console.print("stopped")
 
 
@@ -202,5 +202,5 @@ class _Teller:
 
     def _say(self, text: str, *, markup: bool = True) -> None:
         """A line as it is, never folded: people copy from it. Where nobody reads any more, the server goes on."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SystemExit):  # rich ends programs whose reader has gone
             self._console.print(text, markup=markup, soft_wrap=True)

@@ -30,8 +30,8 @@ MAX_ERROR_BYTES = 64 * 1024
 class EngineClient:
     """Speaks to one engine, a child on a Unix socket or a server by URL.
 
-    Not safe to share between event loops. `inflight` counts the requests that are there now; `last_end` is when the last
-    one left and `last_sign` when the engine last said something (`time.monotonic()`); `doubted` says that one has left
+    Not safe to share between event loops. `inflight` counts the requests that are there now; `last_end` is when one
+    left last and `last_sign` when the engine last said something (`time.monotonic()`); `doubted` says that one has left
     without a sign of life from the engine since it came.
     """
 

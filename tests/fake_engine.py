@@ -4,7 +4,8 @@ It answers llama.cpp's streaming routes on a Unix socket and reads its behaviour
 request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3}`. Faults: `none`, `die_before` (exit before the first
 token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
 more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close the stream without its end),
-`never_ready`, `exit_at_start`, `mute` (canaries get no token). `times` bounds how often a fault strikes. Every request
+`never_ready`, `exit_at_start`, `mute` (canaries get no token),
+`die_canary` (exit at one). `times` bounds how often a fault strikes. Every request
 is noted in `<control>.log`.
 """
 
@@ -107,7 +108,7 @@ async def completion(request: web.Request) -> web.StreamResponse:
     settings = control.read()
     fault = settings.get("fault", "none")
     control.log(json.dumps({"canary": True, "pid": os.getpid()}))
-    if fault == "die_before" and settings.get("times") is None:
+    if fault == "die_canary":
         os._exit(9)
     control.wedged = control.wedged or fault == "wedge"
     while control.wedged or fault == "mute":

@@ -85,7 +85,7 @@ async def test_one_that_loads_but_makes_no_token_is_never_ready(tmp_path: Path) 
 
 async def test_one_that_dies_of_its_first_token_is_never_ready_and_given_up(tmp_path: Path) -> None:
     engine = Engine(tmp_path, interval=600, patience=5)
-    engine.set(fault="die_before")
+    engine.set(fault="die_canary")
     async with running(engine) as process:
         await eventually(lambda: process.state is EngineState.FAILED)
         assert EngineState.READY not in engine.states

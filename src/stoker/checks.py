@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from stoker.config import HealthConfig
 from stoker.engine.pool import ModelPool
 from stoker.engine.process import Engine, EngineState
 from stoker.health import Finding, Health, Level, Outcome
+from stoker.state import State
 from stoker.vitals import Disk, Memory, Vitals
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What the checks look at.
-
-    Attributes:
-        pools: the models' engines, by name.
-        draining: whether the server is stopping.
-        store: where answers and counters are kept, and what is wrong there.
-        vitals: of host and process, as of a moment ago; None before the first look.
-        lag_s: how late the event loop was lately, in seconds.
-        jobs: what is wrong with the job log.
-    """
-
-    pools: Mapping[str, ModelPool]
-    draining: Callable[[], bool]
-    store: Callable[[], tuple[str, str | None]]
-    vitals: Callable[[], Vitals | None]
-    lag_s: Callable[[], float]
-    jobs: Callable[[], str | None]
-
-
-def register_checks(health: Health, config: HealthConfig, watched: Watched) -> None:
+def register_checks(health: Health, config: HealthConfig, state: State) -> None:
     """Register the checks of a server with the thresholds of its configuration."""
     health.register("process", lambda: Finding("ok", "the event loop turns"), Level.LIVE)
-    health.register("accepting", lambda: _accepting(draining=watched.draining()), Level.READY)
-    health.register("event loop", lambda: _lag(watched.lag_s(), config))
-    health.register("memory", lambda: _known(watched.vitals(), lambda vitals: memory_finding(vitals.memory, config)))
-    health.register("disk", lambda: _known(watched.vitals(), lambda vitals: disk_finding(vitals.disk, config)))
-    health.register("store", lambda: _store(*watched.store()))
-    health.register("jobs", lambda: _jobs(watched.jobs()))
-    for name, pool in watched.pools.items():
+    health.register("accepting", lambda: _accepting(draining=state.draining), Level.READY)
+    health.register("event loop", lambda: _lag(state.loop.lag_s, config))
+    health.register("memory", lambda: _known(state.vitals, lambda vitals: memory_finding(vitals.memory, config)))
+    health.register("disk", lambda: _known(state.vitals, lambda vitals: disk_finding(vitals.disk, config)))
+    health.register("store", lambda: _store(state.stores.description, state.store_trouble))
+    health.register("jobs", lambda: _jobs(state.jobs_trouble or state.batches_trouble))
+    for name, pool in state.pools.items():
         health.register(f"model {name}", lambda pool=pool: _answers(pool), Level.READY)  # type: ignore[misc]
         health.register(f"model {name} loaded", lambda pool=pool: _loaded(pool), Level.STARTUP)  # type: ignore[misc]
         health.register(f"queue {name}", lambda pool=pool: _queue(pool), Level.READY)  # type: ignore[misc]

@@ -55,6 +55,6 @@ class Health:
         """What the checks of a level, or all of them, find now."""
         return [(check.name, check.find()) for check in self.checks if level is None or level in check.levels]
 
-    def failures(self, level: Level) -> list[str]:
-        """A sentence for each failing check of a level; empty when the probe is to succeed."""
-        return [f"{name}: {finding.reason}" for name, finding in self.findings(level) if finding.outcome == "fail"]
+    def failing(self, level: Level) -> list[tuple[str, Finding]]:
+        """What fails of a level, by its check's name; empty when the probe is to succeed."""
+        return [(name, finding) for name, finding in self.findings(level) if finding.outcome == "fail"]

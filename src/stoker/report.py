@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,12 +20,10 @@ from stoker.observability.snapshot import (
     CacheFigures,
     EngineFigures,
     HostFigures,
-    JobFigures,
     ModelFigures,
     Snapshot,
-    WorkFigures,
 )
-from stoker.store.opening import Stores
+from stoker.state import State
 from stoker.vitals import Vitals
 
 ENGINE_PACKAGE = "xllamacpp"
@@ -46,76 +43,65 @@ class Reporter:
 
     Args:
         health: its checks.
-        pools: the models' engines, by name.
         cache: stored answers.
-        stores: where they are.
-        store_trouble: what is wrong there.
-        vitals: of host and process, as of a moment ago.
-        lag_s: how late the event loop was lately, in seconds.
-        draining: whether the server is stopping.
-        jobs: how many there are; None where there are none.
-        work: what this server's worker does; None where there is none.
-        started: when it started, by `time.monotonic()`.
+        state: how it is just now.
+        engine: the version of the engine's library.
     """
 
     health: Health
-    pools: Mapping[str, ModelPool]
     cache: AnswerCache
-    stores: Stores
-    store_trouble: Callable[[], str | None]
-    vitals: Callable[[], Vitals | None]
-    lag_s: Callable[[], float]
-    draining: Callable[[], bool]
-    jobs: Callable[[], JobFigures | None]
-    work: Callable[[], WorkFigures | None]
-    started: float
+    state: State
     engine: str
 
     def report(self) -> dict[str, Any]:
         """The full health report."""
         findings = self.health.findings()
         outcomes = {finding.outcome for _, finding in findings}
-        vitals = self.vitals()
+        state, python = self.state, sys.version.split()[0]
         return {
             "status": "fail" if "fail" in outcomes else "warn" if "warn" in outcomes else "ok",
             "version": __version__,
-            "versions": {"stoker": __version__, "python": sys.version.split()[0], "llama.cpp": self.engine},
-            "uptime_s": round(time.monotonic() - self.started, 1),
+            "versions": {"stoker": __version__, "python": python, "llama.cpp": self.engine},
+            "uptime_s": round(time.monotonic() - state.started, 1),
             "checks": [_check(name, found) for name, found in findings],
-            "models": [describe_pool(pool, vitals) for pool in self.pools.values()],
-            "process": {"pid": os.getpid(), "python": sys.version.split()[0], "loop_lag_s": round(self.lag_s(), 3)},
-            "store": {"where": self.stores.description, "trouble": self.store_trouble()},
-            **_describe_vitals(vitals),
+            "models": [describe_pool(pool, state.vitals) for pool in state.pools.values()],
+            "process": {
+                "pid": os.getpid(),
+                "python": python,
+                "loop_lag_s": round(state.loop.lag_s, 3),
+            },
+            "store": {"where": state.stores.description, "trouble": state.store_trouble},
+            **_describe_vitals(state.vitals),
         }
 
     def snapshot(self) -> Snapshot:
         """The figures for metrics, now."""
-        vitals = self.vitals()
+        vitals = self.state.vitals
         findings = self.health.findings()
         return Snapshot(
             build=Build(version=__version__, engine=self.engine, python=sys.version.split()[0]),
-            ready=not self.health.failures(Level.READY),
-            draining=self.draining(),
-            uptime_seconds=time.monotonic() - self.started,
-            event_loop_lag_seconds=self.lag_s(),
-            models=[_model_figures(pool, vitals) for pool in self.pools.values()],
+            ready=not self.health.failing(Level.READY),
+            draining=self.state.draining,
+            uptime_seconds=time.monotonic() - self.state.started,
+            event_loop_lag_seconds=self.state.loop.lag_s,
+            models=[_model_figures(pool, vitals) for pool in self.state.pools.values()],
             cache=self._cache_figures(),
             host=_host_figures(vitals),
             checks={name: found.outcome for name, found in findings},
             lines_dropped=dropped(),
-            jobs=self.jobs(),
-            work=self.work(),
+            jobs=self.state.jobs,
+            work=self.state.work() if self.state.work is not None else None,
         )
 
     def _cache_figures(self) -> CacheFigures:
-        usage = self.stores.usage() if self.stores.usage is not None else None
+        usage = self.state.stores.usage() if self.state.stores.usage is not None else None
         return CacheFigures(
             entries=usage.entries if usage else None,
             octets=usage.octets if usage else None,
             limit_bytes=usage.limit if usage else None,
             flights=len(self.cache.flights),
             lookups=dict(self.cache.lookups),
-            store_up=self.store_trouble() is None,
+            store_up=self.state.store_trouble is None,
         )
 
 

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from stoker.admission.gate import Gate
 from stoker.admission.guard.inspect import Guard
 from stoker.admission.limits import Limiter
 from stoker.cache.answers import AnswerCache
-from stoker.checks import Watched, register_checks
+from stoker.checks import register_checks
 from stoker.config import Settings
 from stoker.engine.canary import CanaryTimes
 from stoker.engine.launch import custom_command, llamacpp_command
@@ -41,11 +41,12 @@ from stoker.observability.loopwatch import LoopWatch
 from stoker.observability.metrics import Metrics
 from stoker.observability.notices import Seldom
 from stoker.observability.record import Observer
-from stoker.observability.snapshot import JobFigures, WorkFigures
+from stoker.observability.snapshot import JobFigures
 from stoker.observability.tracing import Tracer
 from stoker.pipeline import Pipeline
 from stoker.report import Reporter, engine_version
 from stoker.routing.router import Router
+from stoker.state import State
 from stoker.store.jobs import JobLog
 from stoker.store.opening import OpenJobLog, Stores, open_job_log, open_stores
 from stoker.store.protocols import StoreError
@@ -68,44 +69,16 @@ class Service:
     models: Sequence[PlannedModel]
     pipeline: Pipeline
     keys: KeyRing
-    stores: Stores
     observer: Observer
     health: Health
-    loop: LoopWatch
+    state: State
+    reporter: Reporter
     job_log: JobLog | None = None
-    vitals: Vitals | None = None
-    store_trouble: str | None = None
-    jobs_trouble: str | None = None
-    batches_trouble: str | None = None
-    jobs: JobFigures | None = None
-    work: Callable[[], WorkFigures] | None = None
-    asking: asyncio.Task[None] | None = None
-    started: float = field(default_factory=time.monotonic)
-    engine_version: str = field(default_factory=engine_version)
-    draining: bool = False
 
     @property
     def pools(self) -> Mapping[str, ModelPool]:
         """The models' engines, by name."""
         return self.pipeline.wayfinder.pools
-
-    @property
-    def reporter(self) -> Reporter:
-        """Tells how the server is."""
-        return Reporter(
-            self.health,
-            self.pools,
-            self.pipeline.cache,
-            self.stores,
-            store_trouble=lambda: self.store_trouble,
-            vitals=lambda: self.vitals,
-            lag_s=lambda: self.loop.lag_s,
-            draining=lambda: self.draining,
-            jobs=lambda: self.jobs,
-            work=lambda: self.work() if self.work is not None else None,
-            started=self.started,
-            engine=self.engine_version,
-        )
 
     @property
     def busy(self) -> int:
@@ -118,7 +91,7 @@ class Service:
 
     async def drain(self, grace: float) -> bool:
         """Let no new request in and wait for the accepted ones; False when `grace` seconds did not suffice."""
-        self.draining = True
+        self.state.draining = True
         for pool in self.pools.values():
             pool.refuse_new()
         limit = time.monotonic() + grace
@@ -140,25 +113,28 @@ async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGe
         stores = open_stores(settings.store, int(settings.cache.max_mib * 2**20), metrics.note_store_error)
         pipeline = await asyncio.to_thread(_pipeline, settings, pools, stores, metrics)
         observer = Observer(metrics, Tracer.open(settings.tracing, __version__), ContentWriter(settings.log))
-        loop = LoopWatch(settings.health.lag_warn)
-        service = Service(settings, models, pipeline, KeyRing(settings), stores, observer, Health(), loop)
+        health = Health()
+        state = State(pools, stores, LoopWatch(settings.health.lag_warn))
+        reporter = Reporter(health, pipeline.cache, state, engine_version())
+        service = Service(settings, models, pipeline, KeyRing(settings), observer, health, state, reporter)
         jobs = await _open_jobs(service)
-        _watch(service)
-        keeping = asyncio.create_task(_keep_fresh(service))
+        register_checks(health, settings.health, state)
+        metrics.registry.register(LiveFigures(reporter.snapshot))
+        state.loop.start()
+        looking = [asyncio.create_task(_again(look, service)) for look in (_look_at_host, _ask_stores)]
         for pool in pools.values():
             pool.start()
         try:
             yield service
         finally:
-            keeping.cancel()
-            if service.asking is not None:
-                service.asking.cancel()
+            for task in looking:
+                task.cancel()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
             if jobs is not None:
                 await jobs.close()
             await stores.close()
             await observer.tracer.close()
-            loop.stop()
+            state.loop.stop()
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
@@ -185,42 +161,27 @@ def _guards(settings: Settings) -> bool:
     )
 
 
-def _watch(service: Service) -> None:
-    """Have the service's state looked at, by checks and by metrics."""
-    watched = Watched(
-        service.pools,
-        draining=lambda: service.draining,
-        store=lambda: (service.stores.description, service.store_trouble),
-        vitals=lambda: service.vitals,
-        lag_s=lambda: service.loop.lag_s,
-        jobs=lambda: service.jobs_trouble or service.batches_trouble,
-    )
-    register_checks(service.health, service.settings.health, watched)
-    service.observer.metrics.registry.register(LiveFigures(service.reporter.snapshot))
-    service.loop.start()
-
-
-async def _keep_fresh(service: Service) -> None:
-    """Look now and then at what lives outside: the keys file, the host, and the store's health."""
+async def _again(look: Callable[[Service], Awaitable[None]], service: Service) -> None:
+    """Look now and then at what lives outside, each thing apart: a store that is away takes its time."""
     while True:
         try:
-            await _refresh(service)
+            await look(service)
         except Exception:  # noqa: BLE001 - whatever it is, it must not be the last look
             _trouble.warning("looking around failed", reason=traceback.format_exc(limit=-3))
         await asyncio.sleep(REFRESH_S)
 
 
-async def _refresh(service: Service) -> None:
-    """Each look apart from the others, for a store that is away takes its time."""
-    service.vitals = await asyncio.to_thread(_look, service)
-    if service.asking is None or service.asking.done():
-        service.asking = asyncio.create_task(_ask_stores(service))
+async def _look_at_host(service: Service) -> None:
+    """The keys file, the disk and the processes."""
+    service.state.vitals = await asyncio.to_thread(_look, service)
 
 
 async def _ask_stores(service: Service) -> None:
-    service.store_trouble = await service.stores.ping()
+    """Whether the stores are well, and how many jobs there are."""
+    state = service.state
+    state.store_trouble = await state.stores.ping()
     if service.job_log is not None:
-        service.jobs, service.jobs_trouble = await _count_jobs(service.job_log)
+        state.jobs, state.jobs_trouble = await _count_jobs(service.job_log)
 
 
 async def _open_jobs(service: Service) -> OpenJobLog | None:
@@ -230,7 +191,7 @@ async def _open_jobs(service: Service) -> OpenJobLog | None:
     try:
         opened = await open_job_log(service.settings.store, service.settings.data_dir)
     except StoreError as error:
-        service.jobs_trouble = f"jobs are off: {error.message}"
+        service.state.jobs_trouble = f"jobs are off: {error.message}"
         _log.error("no job log", reason=error.message)
         return None
     service.job_log = opened.log

@@ -338,16 +338,16 @@ class EngineProcess(Engine):
         """What the child answers; None if there is news before. After `patience_s` it gets no requests until then."""
         began = time.monotonic()
         asking = asyncio.create_task(question)
-        await asyncio.wait({asking, *news}, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
-        works = self.client is not None and self.client.last_sign > began
-        doubted = not asking.done() and not any(task.done() for task in news) and not works
+        either = {asking, *news}
+        await asyncio.wait(either, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
+        works = self.client is not None and self.client.last_sign > began  # for others who came first
+        doubted = not works and not any(task.done() for task in either)
+        before = self.last_error
         if doubted:
-            before, self.last_error = self.last_error, doubt
+            self.last_error = doubt
             self._enter(EngineState.CHECKING)
-            await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
-            self.last_error = before
-        if works:
-            await asyncio.wait({asking, *news}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        self.last_error = before
         if not asking.done():
             asking.cancel()
             return None

@@ -8,17 +8,16 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from stoker.config import Scope
 from stoker.http import answers, schemas
 from stoker.http.docs import body_of, refusals
 from stoker.http.files import page_object
 from stoker.http.gateway import Gateway
+from stoker.http.jobs import SCOPE
 from stoker.http.params import described, whole
 from stoker.http.parse import read_body
 from stoker.jobs.batch_shelf import KEEP_S
 from stoker.jobs.batches import Batches, View
 
-SCOPE: Final[Scope] = "jobs"
 LISTED: Final = 20
 MOST_LISTED: Final = 100
 _PARAMETERS: Final = described(

@@ -10,18 +10,17 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from stoker.config import Scope
 from stoker.errors import PayloadTooLarge, RequestError, Unsupported
 from stoker.http import answers, schemas
 from stoker.http.docs import refusals
 from stoker.http.gateway import Gateway
+from stoker.http.jobs import SCOPE
 from stoker.http.params import among, described, whole
 from stoker.http.parse import read_body
 from stoker.http.uploads import Form, receive_form
 from stoker.jobs.batches import Batches
 from stoker.jobs.files import KEEP_S, MAX_FILES, StoredFile
 
-SCOPE: Final[Scope] = "jobs"
 FORM_OCTETS: Final = 64 * 1024
 """Bytes that a form has beside its file, at the most."""
 _BODY: Final[dict[str, Any]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import get_args
 
 from stoker.errors import ConfigError, StartupError
 from stoker.http.calls import WireTranslator
@@ -14,6 +15,7 @@ from stoker.jobs.desk import JobDesk
 from stoker.jobs.files import FileStore
 from stoker.jobs.sender import Sender
 from stoker.jobs.steadily import report
+from stoker.jobs.webhooks import Outcome
 from stoker.jobs.worker import Worker
 from stoker.observability.logging import get_logger
 from stoker.observability.snapshot import WorkFigures
@@ -22,7 +24,6 @@ from stoker.store.protocols import StoreError
 
 MIB = 1 << 20
 ATTEMPTS = ("succeeded", "failed", "cancelled", "retried", "released", "lost", "expired")
-DELIVERIES = ("delivered", "gone", "refused", "failed")
 """Outcomes that are told from the start, for a rate of what has not happened so far is 0, not unknown."""
 _log = get_logger("jobs")
 
@@ -56,11 +57,11 @@ class Office:
     def figures(self) -> WorkFigures:
         """What was done so far."""
         courier = self.worker.courier
-        delivered = {str(outcome): count for outcome, count in courier.outcomes.items()} if courier is not None else {}
+        delivered = courier.outcomes if courier is not None else {}
         return WorkFigures(
             running=self.worker.running,
             attempts=dict.fromkeys(ATTEMPTS, 0) | self.worker.ended,
-            deliveries={outcome: delivered.get(outcome, 0) for outcome in DELIVERIES},
+            deliveries={outcome: delivered.get(outcome, 0) for outcome in get_args(Outcome)},
         )
 
 
@@ -92,7 +93,7 @@ async def open_office(service: Service) -> Office | None:
     )
     desk = JobDesk(log, service.pipeline, translator, config, policy, cancelling=worker.look_at)
     office = Office(desk, worker, await _open_batches(service, desk))
-    service.work = office.figures
+    service.state.work = office.figures
     return office
 
 
@@ -105,7 +106,7 @@ async def _open_batches(service: Service, desk: JobDesk) -> Batches | None:
     try:
         await files.open()
     except StoreError as error:
-        service.batches_trouble = f"batches are off: {error.message}"
+        service.state.batches_trouble = f"batches are off: {error.message}"
         _log.error("no place for files", reason=error.message)
         return None
     return Batches(files, desk, config, body_octets=settings.limits.body_bytes, observer=service.observer)

@@ -47,7 +47,7 @@ def _health(service: Service, may_know: Callable[[Request], bool]) -> APIRouter:
     routes = APIRouter(tags=["Operations"])
 
     def probe(request: Request, level: Level) -> Response:
-        failing = [(name, found) for name, found in service.health.findings(level) if found.outcome == "fail"]
+        failing = service.health.failing(level)
         if not failing:
             return _json({"status": "ok"}, 200)
         known = may_know(request)

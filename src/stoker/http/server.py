@@ -117,17 +117,17 @@ async def serve(
         most = connections_within(settings.limits.connections)
         office = await open_office(service)
         working = asyncio.create_task(office.run()) if office is not None else None
-        server = _server(settings, build(service, office), most)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        watcher = _server(settings, monitor(service), MONITOR_CONNECTIONS)
-        watched = asyncio.create_task(watcher.serve(sockets=[monitoring])) if monitoring is not None else None
+        servers = [(_server(settings, build(service, office), most), listener)]
+        if monitoring is not None:
+            servers.append((_server(settings, monitor(service), MONITOR_CONNECTIONS), monitoring))
+        serving = [asyncio.create_task(server.serve(sockets=[place])) for server, place in servers]
         announcer.listening(url_of(listener))
         stopping = asyncio.create_task(stopper.drain_at_signal(service, office))
         watching = asyncio.create_task(_announce_ready(service, announcer))
         try:
-            await asyncio.wait({serving, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*serving, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
             if watching.done() and watching.exception() is None:
-                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             elif watching.done():
                 raise StartupError(str(watching.exception()))
         finally:
@@ -137,12 +137,11 @@ async def serve(
                 await office.stop(0.0)
                 await working
             await asyncio.gather(*(pool.stop() for pool in service.pools.values()))
-            server.should_exit = watcher.should_exit = True
-            await serving
-            listener.close()
-            if watched is not None and monitoring is not None:
-                await watched
-                monitoring.close()
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*serving)
+            for _, place in servers:
+                place.close()
 
 
 def _server(settings: Settings, app: FastAPI, most_connections: int) -> _Server:

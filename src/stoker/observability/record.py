@@ -11,7 +11,7 @@ from typing import Any
 from stoker.errors import EngineError, StokerError
 from stoker.observability.content import ContentWriter
 from stoker.observability.logging import get_logger
-from stoker.observability.metrics import OPERATIONS, Metrics
+from stoker.observability.metrics import COMPUTED, OPERATIONS, Metrics
 from stoker.observability.tracing import Trace, Tracer
 from stoker.types import EmbeddingRequest, FinishReason, GenerationRequest, ModelIdentity, Timings, Usage, asked
 
@@ -81,7 +81,7 @@ class Record:
         self.finish_reason = finish_reason or self.finish_reason
         self.usage = self.usage + usage
         self.cache = cache
-        if cache in {"miss", "bypass"}:
+        if cache in COMPUTED:
             self.computed_tokens += usage.total_tokens
 
     def served(self) -> ModelIdentity:
@@ -114,7 +114,7 @@ class Record:
     def _line(self, status: int) -> dict[str, Any]:
         timings, usage, model = self.timings, self.usage, self.model
         later = usage.completion_tokens - 1
-        generated = later > 0 and self.cache in {"miss", "bypass"}
+        generated = later > 0 and self.cache in COMPUTED
         line = {
             "request_id": self.id,
             "trace_id": self.trace.trace_id if self.trace else None,

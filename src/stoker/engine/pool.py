@@ -17,13 +17,12 @@ from itertools import count
 from typing import Any
 
 from stoker.config import GenerationConfig, GuardPolicy, QueueConfig
-from stoker.engine import tools
-from stoker.engine.client import EngineClient
+from stoker.engine import attempt, tools
 from stoker.engine.estimate import affinity_key, cost_of, cost_of_inputs, most_tokens
 from stoker.engine.process import Engine, EngineState
 from stoker.engine.queue import ServiceMeter, Ticket, WaitingLine, retry_after
 from stoker.engine.wire import Capabilities, Dialect, EngineCall, compose
-from stoker.errors import ContextOverflow, DeadlineExceeded, EngineDied, EngineError, NotReady, Overloaded
+from stoker.errors import ContextOverflow, DeadlineExceeded, EngineDied, NotReady, Overloaded
 from stoker.observability.tracing import Trace, step
 from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdentity, Priority, Timings, Usage
 
@@ -31,7 +30,6 @@ ATTEMPTS = 5  # a request that saw so many engines die under it is likelier thei
 AFFINITY_ENTRIES = 1024
 METER_SAMPLES = 8
 LONG_AWAY_S = 20.0  # a restart is sooner over; a server by URL that is away for longer may be so for hours
-EMBEDDING_BATCH = 8  # inputs in one call, so that long lists show progress to the watchdog and yield to deadlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,7 @@ class ModelPool:
         if self.props:  # what cannot be asked, or does not fit, costs no slot
             call = await self._compose(request)
             await self._refuse_overflow(request, call)
-        for attempt in count(1):
+        for number in count(1):
             with step(trace, "queue"):
                 lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
@@ -175,7 +173,7 @@ class ModelPool:
             try:
                 if call is None:
                     call = await self._compose(request)
-                async with contextlib.aclosing(self._run(lease, request, call, trace)) as chunks:
+                async with contextlib.aclosing(attempt.stream(lease.engine, request, call, trace)) as chunks:
                     async for chunk in chunks:
                         begun = True
                         yield chunk
@@ -183,7 +181,7 @@ class ModelPool:
                 lease.engine.note_success()
             except EngineDied as error:
                 lease.engine.note_broken()
-                self._explain_death(error, begun=begun, attempts=attempt)
+                self._explain_death(error, begun=begun, attempts=number)
                 continue
             finally:
                 self._release(lease)
@@ -195,20 +193,19 @@ class ModelPool:
         """Vectors for every input, in order; raises as `generate` does."""
         ticket = self._ticket(request, cost_of_inputs(request.inputs))
         arrived = time.monotonic()
-        for attempt in count(1):
+        for number in count(1):
             with step(trace, "queue"):
                 lease = await self._acquire(ticket, request.deadline)
             timings.attempts += 1
             timings.engine = lease.engine.name
             timings.queue_ms = (time.monotonic() - arrived) * 1000
             try:
-                with step(trace, "engine", {"stoker.engine": lease.engine.name}, "client"):
-                    answer = await self._embed(lease, request)
+                answer = await attempt.embed(lease.engine, request, self.settings.wire_model, trace)
                 lease.finished = True
                 lease.engine.note_success()
             except EngineDied as error:
                 lease.engine.note_broken()
-                self._explain_death(error, begun=False, attempts=attempt)
+                self._explain_death(error, begun=False, attempts=number)
                 continue
             finally:
                 self._release(lease)
@@ -242,38 +239,6 @@ class ModelPool:
                 f"the prompt has {count} tokens, more than the context has room for ({int(room) - 1}); shorten it",
                 param="prompt" if request.kind == "completion" else "messages",
             )
-
-    def _run(
-        self, lease: Lease, request: GenerationRequest, call: EngineCall, trace: Trace | None
-    ) -> AsyncGenerator[Chunk]:
-        """One attempt: stream the call, read tool calls out of the text and look at JSON answers where needed."""
-        client = lease.engine.client
-        if client is None:
-            raise EngineDied("the engine is gone")
-        if trace is None:
-            chunks = client.stream(call, request.deadline)
-        else:
-            chunks = _traced(lease.engine, client, call, request.deadline, trace)
-        if call.parses_tools:
-            return _read(chunks, tools.ToolStream(request.tool_use, call.shapes))
-        return chunks if call.json is None else _read(chunks, tools.JsonStream(call.json))
-
-    async def _embed(self, lease: Lease, request: EmbeddingRequest) -> tuple[list[list[float]], Usage]:
-        client = lease.engine.client
-        if client is None:
-            raise EngineDied("the engine is gone")
-        vectors: list[list[float]] = []
-        tokens = 0
-        for start in range(0, len(request.inputs), EMBEDDING_BATCH):
-            inputs = [
-                text if isinstance(text, str) else list(text) for text in request.inputs[start:][:EMBEDDING_BATCH]
-            ]
-            batch, usage = await client.embed(self.settings.wire_model, inputs, request.deadline)
-            if len(batch) != len(inputs):
-                raise EngineError(f"the engine gave {len(batch)} vectors for {len(inputs)} inputs")
-            vectors += batch
-            tokens += usage.prompt_tokens
-        return vectors, Usage(prompt_tokens=tokens)
 
     @property
     def props(self) -> Mapping[str, Any]:
@@ -410,28 +375,3 @@ class ModelPool:
                 if not waiter.done():
                     waiter.set_exception(NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}"))
         self._dispatch()
-
-
-async def _traced(
-    engine: Engine, client: EngineClient, call: EngineCall, deadline: float, trace: Trace
-) -> AsyncGenerator[Chunk]:
-    """An engine's stream as a step of a trace, which the engine is told of."""
-    with trace.child("engine", {"stoker.engine": engine.name}, "client") as span:
-        async with contextlib.aclosing(client.stream(call, deadline, trace.headers())) as chunks:
-            begun = False
-            async for chunk in chunks:
-                if not begun:
-                    begun = True
-                    span.event("first token")
-                yield chunk
-
-
-async def _read(chunks: AsyncGenerator[Chunk], reader: tools.ToolStream | tools.JsonStream) -> AsyncGenerator[Chunk]:
-    """An answer through a reader, until that has heard enough."""
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            for piece in reader.feed(chunk):
-                yield piece
-            if reader.settled:
-                yield Chunk(finish_reason="tool_calls")
-                return

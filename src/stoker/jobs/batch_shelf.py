@@ -21,7 +21,6 @@ from stoker.config import GuardPolicy, RateConfig
 from stoker.errors import NotFound
 from stoker.jobs.disk import (
     PRIVATE_FILE,
-    flush_directory,
     make_directory,
     names_in,
     read_json,
@@ -30,6 +29,7 @@ from stoker.jobs.disk import (
     write_json,
 )
 from stoker.jobs.files import FileStore
+from stoker.models.partial import sync_directory
 
 Ending = Literal["completed", "cancelled", "expired"]
 Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "cancelled", "expired"]
@@ -218,7 +218,7 @@ class Shelf:
         make_directory(path.parent)
         # The mark comes first: one without a batch does no harm, but a batch without one would be worked on by nobody.
         (self._active / Mark(path.parent.name, batch.id).name).touch(PRIVATE_FILE)
-        flush_directory(self._active)
+        sync_directory(self._active)
         write_json(path, asdict(batch))
         kept = [name for name in names_in(path.parent) if _is_batch(name)]
         for name in kept[: max(0, len(kept) - MAX_KEPT)]:

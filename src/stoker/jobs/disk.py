@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from stoker.models.partial import sync_directory
+
 PRIVATE_DIRECTORY = 0o700
 PRIVATE_FILE = 0o600
 
@@ -28,7 +30,7 @@ def write_json(path: Path, document: Any) -> None:
     finally:
         os.close(handle)
     beside.replace(path)
-    flush_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -45,15 +47,6 @@ def write_all(handle: int, data: bytes | bytearray | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
-
-
-def flush_directory(path: Path) -> None:
-    """Make renames and removals in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(*paths: Path) -> None:

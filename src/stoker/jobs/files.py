@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from stoker.errors import NotFound, Overloaded, StokerError
-from stoker.jobs.disk import flush_directory, make_directory, names_in, read_json, remove, write_json
+from stoker.jobs.disk import make_directory, names_in, read_json, remove, write_json
 from stoker.jobs.ids import Ids
 from stoker.jobs.writing import FilesFull, Space, Writing
+from stoker.models.partial import sync_directory
 from stoker.store.protocols import StoreError
 
 PIECE: Final = 128 * 1024
@@ -210,7 +211,7 @@ def _unknown(file_id: str) -> StokerError:
 
 def _commit(part: Path, file: StoredFile) -> None:
     part.replace(part.with_suffix(".data"))
-    flush_directory(part.parent)
+    sync_directory(part.parent)
     write_json(part.with_suffix(".json"), asdict(file))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.running import FAKE_ENGINE
+from tests.running import FakeModel
 
 ANSWER_S = 10.0
 READY_S = 60.0
@@ -41,15 +41,13 @@ class Gateway:
         self.directory = directory
         self.url = f"http://127.0.0.1:{port}"
         self._lives = 0
-        control = directory / "control.json"
-        control.write_text(json.dumps({"tokens": 5, "delay": 0.01}))
-        command = [sys.executable, str(FAKE_ENGINE), "--socket", "{socket}", "--control", str(control)]
-        model_entry = {"name": "fake", "source": str(model), "command": command, "plan": {"slots": 4, "context": 1024}}
+        fake = FakeModel(directory, model, plan={"slots": 4, "context": 1024})
+        fake.set("none", tokens=5, delay=0.01)
         config = {
             "port": port,
             "data_dir": str(directory / "data"),
             "log": {"format": "json"},
-            "models": [model_entry],
+            "models": [fake.settings],
             "cache": {"policy": "off"},
             "restart": {"backoff": 0.05, "backoff_max": 0.2},
             "jobs": {"lease": 1.0, "attempts": 50, "backoff": 0.05, "backoff_max": 0.2},

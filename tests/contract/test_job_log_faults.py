@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.job_logs import NO_LIMITS, SOON_S, new_job, redis_log, sqlite_log
 from tests.redis_server import RedisProcess
+from tests.small_disk import small_disk
 
 from stoker.store import sqlite_file
 from stoker.store.jobs import JobLog
@@ -34,17 +35,9 @@ def valkey() -> Iterator[RedisProcess]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk needs root: run the tests with sudo ({mounted.stderr.strip()})")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "3m") as place:
+        yield place
 
 
 async def submit_until_it_fails(log: JobLog) -> tuple[list[str], StoreError]:
@@ -66,18 +59,18 @@ async def works(log: JobLog) -> None:
     await log.ping()
 
 
-async def test_a_full_disk_takes_nothing_and_loses_nothing(small_disk: Path) -> None:
-    async with sqlite_log(small_disk) as log:
+async def test_a_full_disk_takes_nothing_and_loses_nothing(disk: Path) -> None:
+    async with sqlite_log(disk) as log:
         acknowledged, error = await submit_until_it_fails(log)
         assert error.reason in {"full", "io"}
-        assert str(small_disk / "jobs.db") in error.message
+        assert str(disk / "jobs.db") in error.message
         assert acknowledged
         with pytest.raises(StoreError):  # and so it goes on, and says so again
             await log.submit([new_job(request=LARGE)], limits=NO_LIMITS)
         assert [job.id for job in (await log.page(oldest_first=True)).jobs] == acknowledged
-        subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         await works(log)
-    async with sqlite_log(small_disk) as log:
+    async with sqlite_log(disk) as log:
         jobs = [await log.get(job_id) for job_id in acknowledged]
         assert all(job is not None and job.request == LARGE for job in jobs)
 

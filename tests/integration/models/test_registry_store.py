@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from model_server import Served, gguf_bytes
+from tests.small_disk import small_disk
 
 from stoker.errors import ModelFileError, SourceError
 from stoker.models.partial import clear_abandoned
@@ -177,41 +177,29 @@ def test_processes_that_add_at_once_agree(registry, data_dir, make):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """One MiB of disk. It needs a mount of its own, which only root can make."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-        )
-        if os.geteuid() == 0
-        else None
-    )
-    if done is None or done.returncode:
-        pytest.skip("a small disk needs root and the right to mount a tmpfs")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "small", "1m") as place:
+        yield place
 
 
 @pytest.mark.parametrize("known_size", [True, False])
-def test_a_full_disk_is_explained_and_left_clean(small_disk, server, known_size):
+def test_a_full_disk_is_explained_and_left_clean(disk, server, known_size):
     content = gguf_bytes(elements=500_000)
     server.files["/big.gguf"] = Served(content, etag='"v1"', chunked=not known_size)
-    registry = ModelRegistry(small_disk)
+    registry = ModelRegistry(disk)
     expected = (
         f"{len(content):,} more bytes needed, 1,0" if known_size else "unknown number of more bytes needed, 0 free"
     )
     with pytest.raises(SourceError, match=expected) as caught:
         registry.add(parse(server.url + "/big.gguf"))
     assert "--data-dir" in caught.value.message
-    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+    assert not [path for path in disk.rglob("*") if path.is_file()]
 
 
-def test_a_full_disk_stops_a_local_copy_too(small_disk, make):
+def test_a_full_disk_stops_a_local_copy_too(disk, make):
     with pytest.raises(SourceError, match="more bytes needed"):
-        ModelRegistry(small_disk).add(parse(str(make(0, elements=500_000))))
-    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+        ModelRegistry(disk).add(parse(str(make(0, elements=500_000))))
+    assert not [path for path in disk.rglob("*") if path.is_file()]
 
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path, make):

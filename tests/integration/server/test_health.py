@@ -19,6 +19,7 @@ import pytest
 from tests.probes import Watch, check_of, note
 from tests.redis_server import RedisProcess
 from tests.running import FakeModel, Stoker
+from tests.small_disk import small_disk
 
 CGROUP = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
@@ -95,40 +96,34 @@ def test_a_dead_engine_is_seen_at_once(tmp_path: Path, model_path: Path) -> None
 
 
 def test_a_full_disk_fails_the_report_and_nothing_else(tmp_path: Path, model_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "stoker", disk], check=False).returncode
-    ):
-        pytest.skip("a small file system needs root: run the tests as root to see this one")
-    health = {"disk_warn_mib": 16, "disk_fail_mib": 4}
-    logs = {"format": "json", "level": "info", "file": str(disk / "stoker.log")}
-    try:
-        with watched(tmp_path, model_path, data_dir=str(disk / "data"), health=health, log=logs) as (stoker, _, watch):
-            assert check_of(watch.wait_for("report", well)[1], "disk")["status"] == "ok"
-            began = time.monotonic()
-            (disk / "ballast").write_bytes(bytes(12 * MIB))
-            warned, _ = watch.wait_for("report", lambda _, text: check_of(text, "disk").get("status") == "warn", began)
-            with contextlib.suppress(OSError):
-                (disk / "more").write_bytes(bytes(24 * MIB))
-            failed, text = watch.wait_for("report", failing, warned)
-            assert "fails below 4" in check_of(text, "disk")["threshold"]
-            assert httpx.post(f"{stoker.url}/query", json={"text": "still there?"}, timeout=30).status_code == 200
-            (disk / "more").unlink()
-            (disk / "ballast").unlink()
-            back, _ = watch.wait_for("report", well, failed + 0.1)
-            assert watch.always("live", 200, began)
-            assert watch.always("ready", 200, began)
-            note(
-                "disk full",
-                live="200 throughout",
-                ready="200 throughout",
-                report=f"warn after {warned - began:.1f} s, 503 when full, 200 after {back - failed:.1f} s; "
-                + check_of(text, "disk")["reason"][:60],
-            )
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
+    place = tmp_path / "disk"
+    settings = {
+        "data_dir": str(place / "data"),
+        "health": {"disk_warn_mib": 16, "disk_fail_mib": 4},
+        "log": {"format": "json", "level": "info", "file": str(place / "stoker.log")},
+    }
+    with small_disk(place, "24m") as disk, watched(tmp_path, model_path, **settings) as (stoker, _, watch):
+        assert check_of(watch.wait_for("report", well)[1], "disk")["status"] == "ok"
+        began = time.monotonic()
+        (disk / "ballast").write_bytes(bytes(12 * MIB))
+        warned, _ = watch.wait_for("report", lambda _, text: check_of(text, "disk").get("status") == "warn", began)
+        with contextlib.suppress(OSError):
+            (disk / "more").write_bytes(bytes(24 * MIB))
+        failed, text = watch.wait_for("report", failing, warned)
+        assert "fails below 4" in check_of(text, "disk")["threshold"]
+        assert httpx.post(f"{stoker.url}/query", json={"text": "still there?"}, timeout=30).status_code == 200
+        (disk / "more").unlink()
+        (disk / "ballast").unlink()
+        back, _ = watch.wait_for("report", well, failed + 0.1)
+        assert watch.always("live", 200, began)
+        assert watch.always("ready", 200, began)
+        note(
+            "disk full",
+            live="200 throughout",
+            ready="200 throughout",
+            report=f"warn after {warned - began:.1f} s, 503 when full, 200 after {back - failed:.1f} s; "
+            + check_of(text, "disk")["reason"][:60],
+        )
 
 
 @contextlib.contextmanager

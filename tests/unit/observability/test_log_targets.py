@@ -7,11 +7,11 @@ import io
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.small_disk import small_disk
 
 from stoker.observability.targets import FileTarget, StreamTarget
 
@@ -191,22 +191,15 @@ def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"mounting a small file system needs root: run the tests with `sudo` ({made.stderr.strip()})")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "64k") as place:
+        yield place
 
 
-def test_a_full_disk_that_gets_room_has_every_line_whole(small_disk) -> None:
-    ballast = small_disk / "ballast"
+def test_a_full_disk_that_gets_room_has_every_line_whole(disk) -> None:
+    ballast = disk / "ballast"
     ballast.write_bytes(b"0" * (40 << 10))
-    path = small_disk / "log"
+    path = disk / "log"
     target = FileTarget(path)
     batch = b"".join(b"%05d" % number + b"x" * 94 + b"\n" for number in range(400))  # 40 kB
     at = target.write(batch, 0)  # as much as there is room for

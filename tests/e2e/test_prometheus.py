@@ -100,6 +100,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Itera
         trouble(faulty, fake, store)
         found = Watched(prometheus, addresses[0], clients)
         wait_until(lambda: found.counted("stoker_requests_total").total() >= len(clients.seen))
+        wait_until(lambda: prometheus.number("sum(increase(stoker_job_attempts_total[5m]))") > 0)
         wait_until(lambda: prometheus.number("min(count_over_time(stoker_store_errors_total[1m])) or vector(0)") > 3)
         yield found
 
@@ -147,7 +148,7 @@ def load(clients: Clients) -> None:
 
 
 def trouble(server: Stoker, fake: FakeModel, store: RedisProcess) -> None:
-    """A line that is too long, an engine that dies, and a store that is away."""
+    """A job that succeeds, a line that is too long, an engine that dies, and a store that is away."""
     numbers = itertools.count()
 
     def ask(_: object = None) -> int:
@@ -155,6 +156,8 @@ def trouble(server: Stoker, fake: FakeModel, store: RedisProcess) -> None:
         return httpx.post(server.url + CHAT, json=body, timeout=60).status_code
 
     assert ask() == 200
+    job = httpx.post(server.url + "/jobs", json={"endpoint": "/query", "request": {"text": "hello"}}).headers["location"]
+    assert httpx.get(server.url + job, params={"wait": 30}, timeout=60).json()["state"] == "succeeded"
     fake.set("none", tokens=20, delay=0.1)
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(ask, range(4))) == [200, 200, 503, 503]

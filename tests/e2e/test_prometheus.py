@@ -156,7 +156,9 @@ def trouble(server: Stoker, fake: FakeModel, store: RedisProcess) -> None:
         return httpx.post(server.url + CHAT, json=body, timeout=60).status_code
 
     assert ask() == 200
-    job = httpx.post(server.url + "/jobs", json={"endpoint": "/query", "request": {"text": "hello"}}).headers["location"]
+    job = httpx.post(server.url + "/jobs", json={"endpoint": "/query", "request": {"text": "hello"}}).headers[
+        "location"
+    ]
     assert httpx.get(server.url + job, params={"wait": 30}, timeout=60).json()["state"] == "succeeded"
     fake.set("none", tokens=20, delay=0.1)
     with ThreadPoolExecutor(4) as pool:

@@ -18,6 +18,7 @@ from stoker.config.access import (
 )
 from stoker.config.groups import Group
 from stoker.config.jobs import JobsConfig, WebhookConfig
+from stoker.config.keeping import BackupConfig, RetentionConfig, RolloutConfig
 from stoker.config.loading import load, load_keys, read_yaml
 from stoker.config.serving import (
     CacheConfig,
@@ -37,6 +38,7 @@ from stoker.config.watching import HealthConfig, LogConfig, MonitorConfig, Traci
 
 __all__ = [
     "ENV_PREFIX",
+    "BackupConfig",
     "CacheConfig",
     "CacheType",
     "ExpertConfig",
@@ -58,6 +60,8 @@ __all__ = [
     "RateConfig",
     "RateLimitsConfig",
     "RestartConfig",
+    "RetentionConfig",
+    "RolloutConfig",
     "RoutingConfig",
     "Scope",
     "Settings",

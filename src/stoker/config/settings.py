@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from stoker.config.access import GuardConfig, KeyConfig, LimitsConfig, RateLimitsConfig
 from stoker.config.jobs import JobsConfig
+from stoker.config.keeping import BackupConfig, RolloutConfig
 from stoker.config.serving import (
     CacheConfig,
     GenerationConfig,
@@ -92,6 +93,8 @@ class Settings(BaseSettings):
     timeouts: TimeoutConfig = TimeoutConfig()
     restart: RestartConfig = RestartConfig()
     jobs: JobsConfig = JobsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    backup: BackupConfig = BackupConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
     monitor: MonitorConfig = MonitorConfig()

@@ -24,7 +24,7 @@ from yarl import URL
 from stoker.errors import SourceError
 from stoker.models.download import Target, download, is_loopback
 from stoker.models.partial import CHUNK, Partial
-from stoker.objects import BucketReader, ObjectChanged, ObjectInfo
+from stoker.objects.s3 import BucketReader, ObjectChanged, ObjectInfo
 
 ADDRESS_FORMS: Final = (
     "a file's path",

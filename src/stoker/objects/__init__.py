@@ -1,0 +1,1 @@
+"""Objects by key, in S3 or a directory."""

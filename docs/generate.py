@@ -70,6 +70,8 @@ METRIC_GROUPS = (
     "Cache and store",
     "Decisions",
     "Jobs",
+    "Rollouts",
+    "Backups",
     "Health",
     "Process and host",
     "Endpoint picker",

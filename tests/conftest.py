@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import FakeModel, Stoker
+from tests.s3_server import S3Server
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -40,6 +41,24 @@ def stoker(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def stoker_url(stoker: Stoker) -> str:
     """The base URL of the shared server."""
     return stoker.url
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that all tests share which do not harm it; each uses an address of its own."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(params=["directory", "s3"])
+def object_address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address for objects under which nothing is yet, of each kind; the environment has what S3 needs."""
+    if request.param == "directory":
+        return str(tmp_path / "objects")
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server.address()
 
 
 @pytest.fixture

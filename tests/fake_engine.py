@@ -1,8 +1,8 @@
 """A tiny engine with switchable faults, in a real process: what reality does not do on demand.
 
 It answers llama.cpp's streaming routes on a Unix socket and reads its behaviour from a JSON control file at every
-request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3}`. Faults: `none`, `die_before` (exit before the first
-token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
+request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3, "word": "w"}`. Faults: `none`, `die_before` (exit before the
+first token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
 more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close the stream without its end),
 `never_ready`, `exit_at_start`, `mute` (canaries get no token),
 `die_canary` (exit at one). `times` bounds how often a fault strikes. Every request
@@ -86,8 +86,15 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 async def _tell(response: web.StreamResponse, body: dict, settings: dict, fault: str) -> None:
     tokens = min(settings.get("tokens", 5), body.get("max_tokens", 1000))
+    await asyncio.sleep(settings.get("first_delay", 0))
     for index in range(tokens):
-        await response.write(event(choices=[{"index": 0, "delta": {"content": f"w{index} "}, "finish_reason": None}]))
+        await response.write(
+            event(
+                choices=[
+                    {"index": 0, "delta": {"content": f"{settings.get('word', 'w')}{index} "}, "finish_reason": None}
+                ]
+            )
+        )
         await asyncio.sleep(settings.get("delay", 0))
         if index == 1 and fault == "die_mid":
             os._exit(9)

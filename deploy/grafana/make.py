@@ -13,10 +13,11 @@ from pathlib import Path
 
 import engine
 import jobs
+import keeping
 import model
 import overview
 
-DASHBOARDS = (overview, model, engine, jobs)
+DASHBOARDS = (overview, model, engine, jobs, keeping)
 PLACE = Path(__file__).resolve().parent / "dashboards"
 
 

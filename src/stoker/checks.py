@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 
-from stoker.config import HealthConfig
+from stoker.backup.schedule import Schedule
+from stoker.config import HealthConfig, Settings
 from stoker.engine.pool import ModelPool
 from stoker.engine.process import Engine, EngineState
 from stoker.health import Finding, Health, Level, Outcome
+from stoker.observability.snapshot import BackupFigures
 from stoker.state import State
 from stoker.vitals import Disk, Memory, Vitals
 
 MIB = 1 << 20
+HOUR_S = 3600.0
 
 
-def register_checks(health: Health, config: HealthConfig, state: State) -> None:
+def register_checks(health: Health, settings: Settings, state: State) -> None:
     """Register the checks of a server with the thresholds of its configuration."""
+    config = settings.health
     health.register("process", lambda: Finding("ok", "the event loop turns"), Level.LIVE)
     health.register("accepting", lambda: _accepting(draining=state.draining), Level.READY)
     health.register("event loop", lambda: _lag(state.loop.lag_s, config))
@@ -23,10 +29,13 @@ def register_checks(health: Health, config: HealthConfig, state: State) -> None:
     health.register("disk", lambda: _known(state.vitals, lambda vitals: disk_finding(vitals.disk, config)))
     health.register("store", lambda: _store(state.stores.description, state.store_trouble))
     health.register("jobs", lambda: _jobs(state.jobs_trouble or state.batches_trouble))
-    for name, pool in state.pools.items():
-        health.register(f"model {name}", lambda pool=pool: _answers(pool), Level.READY)  # type: ignore[misc]
-        health.register(f"model {name} loaded", lambda pool=pool: _loaded(pool), Level.STARTUP)  # type: ignore[misc]
-        health.register(f"queue {name}", lambda pool=pool: _queue(pool), Level.READY)  # type: ignore[misc]
+    if settings.backup.repository is not None:
+        late = settings.backup.late
+        health.register("backup", lambda: backup_finding(state.backup, state.schedule, late))
+    for name in state.pools:  # by name: a rollout puts other engines in the place of these
+        health.register(f"model {name}", partial(_of_pool, state, name, _answers), Level.READY)
+        health.register(f"model {name} loaded", partial(_of_pool, state, name, _loaded), Level.STARTUP)
+        health.register(f"queue {name}", partial(_of_pool, state, name, _queue), Level.READY)
 
 
 def memory_finding(memory: Memory, config: HealthConfig) -> Finding:
@@ -79,6 +88,26 @@ def _store(description: str, trouble: str | None) -> Finding:
 
 def _jobs(trouble: str | None) -> Finding:
     return Finding("ok", "the job log is well, or not wanted") if trouble is None else Finding("warn", trouble)
+
+
+def backup_finding(backup: BackupFigures | None, schedule: Schedule | None, late_s: float) -> Finding:
+    """How old the newest snapshot is, and what is wrong with the repository or with this server's schedule."""
+    threshold = f"warns from {late_s / HOUR_S:g} h" if schedule is not None else None
+    if schedule is not None and schedule.trouble is not None:
+        return Finding("warn", f"the last backup failed: {schedule.trouble}", threshold)
+    if backup is None:
+        return Finding("ok", "not looked at so far", threshold)
+    if backup.trouble is not None:
+        return Finding("warn", backup.trouble, threshold)
+    if backup.last_success_at is None:
+        return Finding("ok" if schedule is None else "warn", "there is no snapshot so far", threshold)
+    age = max(time.time() - backup.last_success_at, 0.0)
+    text = f"the newest of {backup.snapshots} snapshots is {age / HOUR_S:.1f} h old"
+    return Finding("warn" if schedule is not None and age > late_s else "ok", text, threshold)
+
+
+def _of_pool(state: State, name: str, judge: Callable[[ModelPool], Finding]) -> Finding:
+    return judge(state.pools[name])
 
 
 def _answers(pool: ModelPool) -> Finding:

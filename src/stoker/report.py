@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -65,6 +65,9 @@ class Reporter:
             "uptime_s": round(time.monotonic() - state.started, 1),
             "checks": [_check(name, found) for name, found in findings],
             "models": [describe_pool(pool, state.vitals) for pool in state.pools.values()],
+            "aside": [describe_pool(pool, state.vitals) for pool in state.aside.values()],
+            "rollout": self._rollout(),
+            "backup": None if state.backup is None else asdict(state.backup),
             "process": {
                 "pid": os.getpid(),
                 "python": python,
@@ -73,6 +76,14 @@ class Reporter:
             "store": {"where": state.stores.description, "trouble": state.store_trouble},
             **_describe_vitals(state.vitals),
         }
+
+    def _rollout(self) -> dict[str, Any] | None:
+        """The rollout under way, shortly."""
+        now = self.state.rollouts.current()
+        if now is None:
+            return None
+        told = {"id": now.id, "model": now.model, "before": now.before.ref, "after": now.after.ref}
+        return {**told, "phase": now.phase, "warm": now.warm}
 
     def snapshot(self) -> Snapshot:
         """The figures for metrics, now."""
@@ -91,6 +102,10 @@ class Reporter:
             lines_dropped=dropped(),
             jobs=self.state.jobs,
             work=self.state.work() if self.state.work is not None else None,
+            backup=self.state.backup,
+            backup_runs=dict(self.state.schedule.runs) if self.state.schedule is not None else None,
+            rollout=self.state.rollouts.figures(),
+            rollouts=dict(self.state.rollouts.outcomes),
         )
 
     def _cache_figures(self) -> CacheFigures:

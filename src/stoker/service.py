@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import orjson
@@ -22,16 +18,15 @@ from stoker.admission.auth import KeyRing
 from stoker.admission.gate import Gate
 from stoker.admission.guard.inspect import Guard
 from stoker.admission.limits import Limiter
+from stoker.backup.looking import looked_at
+from stoker.backup.occupancy import InUse, serving
+from stoker.backup.schedule import Schedule
 from stoker.cache.answers import AnswerCache
 from stoker.checks import register_checks
 from stoker.config import Settings
-from stoker.engine.canary import CanaryTimes
-from stoker.engine.launch import custom_command, llamacpp_command
-from stoker.engine.plan import Plan
-from stoker.engine.pool import ModelPool, PoolSettings
-from stoker.engine.process import SOCKET_NAME_BYTES, Engine, EngineProcess, Launch
-from stoker.engine.upstream import UpstreamEngine
-from stoker.errors import StartupError
+from stoker.engine.pool import ModelPool
+from stoker.errors import EngineDied, StokerError
+from stoker.fleet import Fleet, socket_directory
 from stoker.health import Health
 from stoker.lineup import PlannedModel
 from stoker.observability.content import ContentWriter
@@ -45,6 +40,10 @@ from stoker.observability.snapshot import JobFigures
 from stoker.observability.tracing import Tracer
 from stoker.pipeline import Pipeline
 from stoker.report import Reporter, engine_version
+from stoker.rollout.conductor import Conductor
+from stoker.rollout.engines import Means
+from stoker.rollout.shelf import Shelf
+from stoker.rollout.watch import Watch
 from stoker.routing.router import Router
 from stoker.state import State
 from stoker.store.jobs import JobLog
@@ -55,10 +54,8 @@ from stoker.wayfinder import Wayfinder
 
 REFRESH_S = 1.0
 DRAIN_POLL_S = 0.02
-CANARY_SHARE = 1 / 3
 _log = get_logger("service")
 _trouble = Seldom("service", every_s=60.0)
-MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
 
 
 @dataclass(slots=True)
@@ -73,6 +70,8 @@ class Service:
     health: Health
     state: State
     reporter: Reporter
+    fleet: Fleet
+    conductor: Conductor
     job_log: JobLog | None = None
 
     @property
@@ -83,16 +82,26 @@ class Service:
     @property
     def busy(self) -> int:
         """Requests that are at an engine or wait for one."""
-        return sum(pool.running + len(pool.line) for pool in self.pools.values())
+        return sum(pool.running + len(pool.line) for pool in self.fleet.all())
 
     async def wait_ready(self) -> None:
         """Return when every model can answer; EngineDied when one cannot be brought up."""
-        await asyncio.gather(*(pool.wait_ready() for pool in self.pools.values()))
+        await asyncio.gather(*map(self._wait_for, tuple(self.pools)))
+
+    async def _wait_for(self, model: str) -> None:
+        while True:
+            pool = self.pools[model]
+            try:
+                return await pool.wait_ready()
+            except EngineDied:
+                if not await self.conductor.replaces(model, pool):
+                    raise
 
     async def drain(self, grace: float) -> bool:
         """Let no new request in and wait for the accepted ones; False when `grace` seconds did not suffice."""
         self.state.draining = True
-        for pool in self.pools.values():
+        await self.conductor.close()
+        for pool in self.fleet.all():
             pool.refuse_new()
         limit = time.monotonic() + grace
         while self.busy and time.monotonic() < limit:  # noqa: ASYNC110 - what is waited for has no single event
@@ -101,42 +110,77 @@ class Service:
 
 
 @asynccontextmanager
-async def running(settings: Settings, models: Sequence[PlannedModel]) -> AsyncGenerator[Service]:
+async def running(
+    settings: Settings, models: Sequence[PlannedModel], config_file: Path | None = None
+) -> AsyncGenerator[Service]:
     """A service whose engines are starting; at the end of the context they are stopped and their sockets gone.
 
-    Raises StartupError when there is no place for the sockets.
+    Args:
+        settings: the configuration.
+        models: from `line_up`.
+        config_file: what the configuration was read from, for snapshots.
+
+    Raises:
+        StartupError: there is no place for the sockets.
+        InUse: the data directory is being restored.
     """
-    sockets = _socket_directory()
-    try:
-        pools = {model.config.name: _pool(settings, model, sockets) for model in models}
-        metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        _hold(settings.data_dir, stack)
+        sockets = socket_directory()
+        stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+        fleet = Fleet(settings, models, sockets)
+        metrics, watch, health = Metrics(), Watch(), Health()
         stores = open_stores(settings.store, int(settings.cache.max_mib * 2**20), metrics.note_store_error)
-        pipeline = await asyncio.to_thread(_pipeline, settings, pools, stores, metrics)
-        observer = Observer(metrics, Tracer.open(settings.tracing, __version__), ContentWriter(settings.log))
-        health = Health()
-        state = State(pools, stores, LoopWatch(settings.health.lag_warn))
-        reporter = Reporter(health, pipeline.cache, state, engine_version())
-        service = Service(settings, models, pipeline, KeyRing(settings), observer, health, state, reporter)
+        stack.push_async_callback(stores.close)
+        pipeline = await asyncio.to_thread(_pipeline, settings, fleet.pools, stores, metrics)
+        tracer, content = Tracer.open(settings.tracing, __version__), ContentWriter(settings.log)
+        stack.push_async_callback(tracer.close)
+        conductor = Conductor(
+            Means(fleet, Shelf(settings.data_dir), settings.rollout, watch, pipeline.wayfinder.trials)
+        )
+        state = State(fleet.pools, fleet.aside, stores, LoopWatch(settings.health.lag_warn), conductor)
+        service = Service(
+            settings=settings,
+            models=models,
+            pipeline=pipeline,
+            keys=KeyRing(settings),
+            observer=Observer(metrics, tracer, content, (watch.see,)),
+            health=health,
+            state=state,
+            reporter=Reporter(health, pipeline.cache, state, engine_version()),
+            fleet=fleet,
+            conductor=conductor,
+        )
         jobs = await _open_jobs(service)
-        register_checks(health, settings.health, state)
-        metrics.registry.register(LiveFigures(reporter.snapshot))
+        if jobs is not None:
+            stack.push_async_callback(jobs.close)
+        register_checks(health, settings, state)
+        metrics.registry.register(LiveFigures(service.reporter.snapshot))
         state.loop.start()
-        looking = [asyncio.create_task(_again(look, service)) for look in (_look_at_host, _ask_stores)]
-        for pool in pools.values():
+        stack.callback(state.loop.stop)
+        stack.push_async_callback(fleet.stop)
+        for pool in fleet.pools.values():
             pool.start()
-        try:
-            yield service
-        finally:
-            for task in looking:
-                task.cancel()
-            await asyncio.gather(*(pool.stop() for pool in pools.values()))
-            if jobs is not None:
-                await jobs.close()
-            await stores.close()
-            await observer.tracer.close()
-            state.loop.stop()
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
+        stack.push_async_callback(conductor.close)
+        await conductor.open()
+        for look in (_look_at_host, _ask_stores):
+            stack.callback(asyncio.create_task(_again(look, service)).cancel)
+        if settings.backup.repository is not None:
+            stack.callback(asyncio.create_task(_again(_look_at_backup, service, settings.backup.look)).cancel)
+        if settings.backup.schedule is not None:
+            state.schedule = Schedule(settings, config_file)
+            stack.push_async_callback(_end, asyncio.create_task(state.schedule.run()))
+        yield service
+
+
+def _hold(data_dir: Path, stack: AsyncExitStack) -> None:
+    """Keep a restore off the data directory; one that cannot be written to nobody restores into."""
+    try:
+        stack.enter_context(serving(data_dir))
+    except InUse:
+        raise
+    except StokerError as error:
+        _log.debug("data directory is not held", reason=error.message)
 
 
 def _pipeline(settings: Settings, pools: Mapping[str, ModelPool], stores: Stores, metrics: Metrics) -> Pipeline:
@@ -161,14 +205,20 @@ def _guards(settings: Settings) -> bool:
     )
 
 
-async def _again(look: Callable[[Service], Awaitable[None]], service: Service) -> None:
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and wait until it has cleaned up."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _again(look: Callable[[Service], Awaitable[None]], service: Service, every_s: float = REFRESH_S) -> None:
     """Look now and then at what lives outside, each thing apart: a store that is away takes its time."""
     while True:
         try:
             await look(service)
         except Exception:  # noqa: BLE001 - whatever it is, it must not be the last look
             _trouble.warning("looking around failed", reason=traceback.format_exc(limit=-3))
-        await asyncio.sleep(REFRESH_S)
+        await asyncio.sleep(every_s)
 
 
 async def _look_at_host(service: Service) -> None:
@@ -182,6 +232,12 @@ async def _ask_stores(service: Service) -> None:
     state.store_trouble = await state.stores.ping()
     if service.job_log is not None:
         state.jobs, state.jobs_trouble = await _count_jobs(service.job_log)
+
+
+async def _look_at_backup(service: Service) -> None:
+    """What the repository of snapshots holds."""
+    repository = service.settings.backup.repository or ""
+    service.state.backup = await looked_at(repository, service.state.backup)
 
 
 async def _open_jobs(service: Service) -> OpenJobLog | None:
@@ -213,64 +269,5 @@ async def _count_jobs(log: JobLog) -> tuple[JobFigures | None, str | None]:
 def _look(service: Service) -> Vitals:
     """What the disk is asked for, which may take its time."""
     service.keys.refresh()
-    pids = [engine.pid for pool in service.pools.values() for engine in pool.engines if engine.pid is not None]
+    pids = [engine.pid for pool in service.fleet.all() for engine in pool.engines if engine.pid is not None]
     return read_vitals(service.settings.data_dir, pids)
-
-
-def _socket_directory() -> Path:
-    """A fresh private directory for Unix sockets, whose paths must be short."""
-    try:
-        sockets = Path(tempfile.mkdtemp(prefix="stoker-"))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StartupError(f"no directory for the engines' sockets can be made: {reason}; set TMPDIR to one") from None
-    if len(os.fsencode(sockets)) + 1 + SOCKET_NAME_BYTES > MAX_SOCKET_PATH_BYTES:
-        sockets.rmdir()
-        raise StartupError(f"{sockets} is too long a path for the engines' sockets; set TMPDIR to a shorter one")
-    return sockets
-
-
-def _pool(settings: Settings, model: PlannedModel, sockets: Path) -> ModelPool:
-    config, plan = model.config, model.plan
-    pool_settings = PoolSettings(
-        identity=model.identity,
-        slots=plan.slots if plan else config.upstream_slots,
-        context=plan.context if plan else 0,
-        dialect="llamacpp" if plan else "openai",
-        wire_model=config.name if plan else config.upstream_model or config.name,
-        tools=config.tools,
-        queue=settings.queue,
-        generation=settings.generation,
-        guard=config.guard,
-        most_prompt_tokens=settings.limits.prompt_tokens,
-        job_share=settings.jobs.share,
-    )
-
-    def engines(on_change: Callable[[], None]) -> Sequence[Engine]:
-        if plan is None or model.path is None:
-            key = config.upstream_key.get_secret_value() if config.upstream_key else None
-            return [UpstreamEngine(f"{config.name}/upstream", config.upstream or "", key, on_change)]
-        path = model.path
-        command = (
-            partial(custom_command, config.command, plan, path)
-            if config.command
-            else partial(llamacpp_command, plan, path)
-        )
-        launch = Launch(
-            command=command,
-            load_timeout=settings.timeouts.load,
-            stall_timeout=settings.timeouts.stall or plan.stall_timeout_s,
-            restart=settings.restart,
-            canary=_canary_times(settings, plan),
-        )
-        return [EngineProcess(f"{config.name}/{n}", launch, sockets, on_change) for n in range(config.replicas)]
-
-    return ModelPool(pool_settings, engines)
-
-
-def _canary_times(settings: Settings, plan: Plan) -> CanaryTimes | None:
-    """When idle engines are asked for a token; a plan that is slow to compute a prompt is slow here, too."""
-    health = settings.health
-    if not health.canary_interval:
-        return None
-    return CanaryTimes(health.canary_interval, health.canary_timeout or plan.stall_timeout_s * CANARY_SHARE)

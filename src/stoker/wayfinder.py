@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,20 @@ class Way:
         return replace(request, messages=_under(self.expert.system, request.messages))
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Engines that a share of a model's callers, 0..1, is sent to: always the same ones, by a hash with `salt`."""
+
+    pool: ModelPool
+    share: float
+    salt: str
+
+    def takes(self, who: str) -> bool:
+        """Whether a caller is among them."""
+        drawn = hashlib.sha256(f"{self.salt}:{who}".encode()).digest()
+        return int.from_bytes(drawn[:8]) < self.share * 2**64
+
+
 class Wayfinder:
     """Finds the way of each request.
 
@@ -45,6 +60,7 @@ class Wayfinder:
         self, pools: Mapping[str, ModelPool], default: str, experts: Sequence[ExpertConfig], router: Router | None
     ) -> None:
         self.pools = pools
+        self.trials: dict[str, Trial] = {}
         self._default = default
         self._router = router
         self.experts = {expert.name: expert for expert in experts}
@@ -68,6 +84,9 @@ class Wayfinder:
         """
         way = self._choose(request, headers, record)
         name = way.pool.settings.identity.name
+        trial = self.trials.get(name)
+        if trial is not None and trial.pool.ready and trial.takes(caller.key_name or caller.address):
+            way = Way(trial.pool, way.expert)
         if not caller.may_ask(name) and not (way.expert and caller.may_ask(way.expert.name)):
             raise Forbidden(f"this key may not ask the model {name!r}; it may: {', '.join(caller.models)}")
         record.model = way.pool.settings.identity

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,9 +23,12 @@ import pytest
 from tests.probes import note
 from tests.prometheus_server import DASHBOARDS, PrometheusProcess, conditions, find_program, panels, rules
 from tests.redis_server import RedisProcess
+from tests.rollouts import Rolling, Versions
 from tests.running import FakeModel, Stoker
 
 from stoker.admission.keys import hash_of
+from stoker.backup.repository import Repository
+from stoker.objects.opening import open_objects
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -85,22 +89,28 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Watched]:
-    """Two servers after some load: one with the real model, one with a shared store and an engine with faults."""
+    """Three servers after some load: one with the real model, one with a shared store and an engine with faults, one
+    with a snapshot and a new version on its way in.
+    """
     find_program("prometheus")  # before anything is started for it
-    places = [tmp_path_factory.mktemp(name) for name in ("real", "faulty", "prometheus")]
+    places = [tmp_path_factory.mktemp(name) for name in ("real", "faulty", "kept", "prometheus")]
     with ExitStack() as stack:
         fake = FakeModel(places[1], model_path, plan={"slots": 1, "context": 1024})
         store = stack.enter_context(RedisProcess())
         real = stack.enter_context(Stoker(places[0], real_settings(model_path)))
         faulty = stack.enter_context(Stoker(places[1], faulty_settings(fake, store)))
-        addresses = [server.monitor_url.removeprefix("http://") for server in (real, faulty)]
-        prometheus = stack.enter_context(PrometheusProcess(places[2], addresses))
+        kept = stack.enter_context(Stoker(places[2], kept_settings(places[2], model_path)))
+        addresses = [server.monitor_url.removeprefix("http://") for server in (real, faulty, kept)]
+        prometheus = stack.enter_context(PrometheusProcess(places[3], addresses))
         clients = Clients(real.url)
         load(clients)
         trouble(faulty, fake, store)
+        keep(kept)
         found = Watched(prometheus, addresses[0], clients)
         wait_until(lambda: found.counted("stoker_requests_total").total() >= len(clients.seen))
         wait_until(lambda: prometheus.number("sum(increase(stoker_job_attempts_total[5m]))") > 0)
+        wait_until(lambda: prometheus.number("sum(stoker_rollout_phase) or vector(0)") == 1)
+        wait_until(lambda: prometheus.number("sum(stoker_backup_drill_last_result) or vector(0)") == 1)
         wait_until(lambda: prometheus.number("min(count_over_time(stoker_store_errors_total[1m])) or vector(0)") > 3)
         yield found
 
@@ -130,6 +140,12 @@ def faulty_settings(fake: FakeModel, store: RedisProcess) -> dict[str, Any]:
         "health": {"canary_interval": 1},
         "monitor": {"port": 0},
     }
+
+
+def kept_settings(directory: Path, model_path: Path) -> dict[str, Any]:
+    """A server with two versions of a model, and a repository that it looks at often."""
+    backup = {"repository": str(directory / "repository"), "schedule": "0 3 * * *", "look": 1}
+    return {**Versions(directory, model_path).settings(bake=600), "backup": backup, "monitor": {"port": 0}}
 
 
 def load(clients: Clients) -> None:
@@ -169,6 +185,16 @@ def trouble(server: Stoker, fake: FakeModel, store: RedisProcess) -> None:
     assert ask() == 200
     store.start()
     wait_until(lambda: '"status":"ok"' in httpx.get(server.monitor_url + "/health").text.replace(" ", ""))
+
+
+def keep(server: Stoker) -> None:
+    """A snapshot, a recovery drill as it would be written down, and a rollout that is being watched."""
+    config = server.directory / "stoker.yaml"
+    subprocess.run([sys.executable, "-m", "stoker", "backup", "create", "--config", str(config)], check=True)
+    repository = Repository(open_objects(str(server.directory / "repository")))
+    repository.record_drill({"time": time.time(), "ok": True, "snapshot": repository.snapshot("latest").id})
+    rolling = Rolling(server)
+    rolling.until(rolling.start(), {"baking"})
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

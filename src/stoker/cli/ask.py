@@ -164,25 +164,20 @@ class _send:  # noqa: N801 - reads as a verb where it is used
     async def __aenter__(self) -> Any:
         import aiohttp
 
-        from stoker.errors import StokerError
+        from stoker.cli.client import unreachable
 
         try:
             return await self._request.__aenter__()
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise StokerError(f"no server answers at {self._url}: {error}; start one with `stoker serve`") from None
+            raise unreachable(self._url, error) from None
 
     async def __aexit__(self, *details: object) -> None:
         await self._request.__aexit__(*details)
 
 
 def _refused(status: int, raw: bytes) -> Exception:
-    import orjson
-
+    from stoker.cli.client import error_in
     from stoker.errors import StokerError
 
-    try:
-        body = orjson.loads(raw)
-        message = body.get("detail") or body["error"]["message"]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        message = raw[:300].decode("utf-8", "replace")
+    message = error_in(raw).get("message") or raw[:300].decode("utf-8", "replace")
     return StokerError(f"the server answered {status}: {message}")

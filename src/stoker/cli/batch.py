@@ -19,9 +19,10 @@ from stoker.cli.jobs import AsJson, Key
 from stoker.errors import ConfigError, StokerError
 
 if TYPE_CHECKING:  # imported when they are needed, for a quick --help
+    from stoker.cli.client import Refused
     from stoker.cli.orders import Line
     from stoker.cli.progress import Bar, Notes
-    from stoker.cli.remote import Refused, Remote
+    from stoker.cli.remote import Remote
     from stoker.cli.results import Results
 
 SUBMITTING = 8  # at once: when the server asks to wait, no more than these come back together
@@ -106,9 +107,10 @@ def batch(
 
     - `stoker batch questions.jsonl --retry-failed`
     """
+    from stoker.cli.client import Patience
     from stoker.cli.orders import digest_of, lines_of, refuse_doubles
     from stoker.cli.progress import counting
-    from stoker.cli.remote import Patience, Remote
+    from stoker.cli.remote import Remote
     from stoker.cli.results import Results
 
     target = out or file.with_name(f"{file.stem}.results.jsonl")
@@ -200,7 +202,8 @@ class Work:
             self._watcher.update(self._tally.done, self._tally.lines)
 
     async def _outcome(self, line: Line, key: str) -> dict[str, Any]:
-        from stoker.cli.remote import ENDED, Refused
+        from stoker.cli.client import Refused
+        from stoker.cli.remote import ENDED
         from stoker.cli.results import outcome_of, refusal
 
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stoker.cli.ask import DEFAULT_URL, Url
-from stoker.cli.progress import output
+from stoker.cli.progress import output, print_json
 from stoker.errors import ConfigError, StokerError
 
 if TYPE_CHECKING:  # imported when it is needed, for a quick --help
@@ -34,9 +33,6 @@ Key = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job, as `submit` printed it.")]
-INTERRUPTED = 130
-
-
 T = TypeVar("T")
 
 
@@ -112,7 +108,7 @@ def submit(
     if wait:
         _wait(url, key, job["id"], None, as_json=as_json)
     elif as_json:
-        _print_json(job)
+        print_json(job)
     else:
         typer.echo(job["id"])
 
@@ -122,7 +118,7 @@ def status(job_id: JobId, *, url: Url = DEFAULT_URL, key: Key = None, as_json: A
     """Show how a job stands, and its answer if it has one. Example: `stoker jobs status 0197f0c2a1b37d21`"""
     job = _call(url, key, lambda remote: remote.job(job_id))
     if as_json:
-        _print_json(job)
+        print_json(job)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in _facts(job).items():
@@ -176,7 +172,7 @@ def cancel(
 
     jobs = _call(url, key, each)
     if as_json:
-        _print_json(jobs)
+        print_json(jobs)
         return
     for job in jobs:
         ending = job["state"] in {State.QUEUED, State.RUNNING}
@@ -210,7 +206,7 @@ def list_jobs(
     params = tuple((name, value) for name, value in named if value)
     page = _call(url, key, lambda remote: remote.page(params))
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
     columns = ("id", "state", "endpoint", "created", "finished", "attempts")
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
@@ -238,16 +234,10 @@ def answer_of(result: Any) -> str:
 
 def _call(url: str, key: str | None, what: Callable[[Remote], Awaitable[T]]) -> T:
     """Do something with the server's jobs; an interrupt ends the program with status 130."""
-    from stoker.cli.remote import Patience, Remote
+    from stoker.cli.client import Patience, call
+    from stoker.cli.remote import Remote
 
-    async def done() -> T:
-        async with Remote(url, key, Patience(), lambda text: typer.echo(text, err=True)) as remote:
-            return await what(remote)
-
-    try:
-        return asyncio.run(done())
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    return call(Remote(url, key, Patience(), lambda text: typer.echo(text, err=True)), what)
 
 
 def _wait(url: str, key: str | None, job_id: str, seconds: float | None, *, as_json: bool) -> None:
@@ -259,7 +249,7 @@ def _wait(url: str, key: str | None, job_id: str, seconds: float | None, *, as_j
         typer.echo(f"interrupted: the job goes on; `stoker jobs wait {job_id}` waits again", err=True)
         raise
     if as_json:
-        _print_json(job)
+        print_json(job)
     elif job["state"] == State.SUCCEEDED:
         typer.echo(answer_of(job.get("result")))
     if job["state"] in {State.QUEUED, State.RUNNING}:
@@ -356,7 +346,3 @@ def _seconds(milliseconds: float | None) -> str:
 def _when(moment: str | None) -> str:
     """An RFC 3339 instant in local time."""
     return datetime.fromisoformat(moment).astimezone().isoformat(" ", "seconds") if moment else ""
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

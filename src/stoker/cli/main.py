@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from stoker import __version__
-from stoker.cli import ask, batch, bench, configuration, doctor, guard, jobs, keys, models, route, serve
+from stoker.cli import (
+    ask,
+    backup,
+    batch,
+    bench,
+    configuration,
+    doctor,
+    evaluate,
+    guard,
+    jobs,
+    keys,
+    models,
+    rollout,
+    route,
+    serve,
+)
 from stoker.errors import OperatorError, StokerError
 
 app = typer.Typer(
@@ -45,9 +60,12 @@ app.command("chat")(ask.chat)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.command("batch")(batch.batch)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(keys.app, name="keys")
+app.add_typer(backup.app, name="backup")
 app.add_typer(guard.app, name="guard")
 app.add_typer(route.app, name="route")
 app.add_typer(configuration.app, name="config")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import orjson
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,6 +30,11 @@ PIPE_COLUMNS = 160  # where there is no terminal to fit into, tables are not squ
 def output() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough for any of ours in a pipe."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Write JSON on standard output, for people and programs."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 class RateColumn(ProgressColumn):

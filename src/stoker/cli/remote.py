@@ -1,122 +1,43 @@
-"""The jobs API of a running server, as the verbs speak it: what passes is waited out, the rest is told in words."""
+"""The jobs API of a running server, as the verbs speak it."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
-import orjson
+from stoker.cli.client import FIRST_PAUSE_S, LONGEST_POLL_S, Ask, Client, Refused, Unreachable
 
-from stoker.errors import StokerError
-
-CONNECT_S: Final = 5.0
-ANSWER_S: Final = 60.0
-"""Seconds of silence after which an answer is given up, beside those that the server was asked to wait."""
-LONGEST_POLL_S: Final = 30.0
-"""Seconds for which the server is asked to hold an answer back; it takes 60, and proxies often close after that."""
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
-TOLD_EVERY_S: Final = 15.0
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "expired"})
-_PASSING: Final = frozenset({408, 502, 503, 504})
 
 
-class Unreachable(StokerError):
-    """No server answered; `there` when something took the connection, and broke it off."""
+class Remote(Client):
+    """The jobs of one server."""
 
-    status = 503
-    code = "unreachable"
+    def passes(self, ask: Ask, error: Unreachable | Refused) -> bool:
+        """Whether the same request may succeed later; a conflict is a first submission that is still worked on."""
+        return (error.status == HTTPStatus.CONFLICT and ask.method == "POST") or super().passes(ask, error)
 
-    def __init__(self, message: str, *, there: bool) -> None:
-        super().__init__(message)
-        self.there = there
-
-
-class Refused(StokerError):
-    """The server answered with an error: `status` is its own, `code` and `type` too where it said them, else empty.
-
-    `final` when it said that the same request will not succeed later.
-    """
-
-    def __init__(self, message: str, answer: aiohttp.ClientResponse, said: Mapping[str, Any]) -> None:
-        pause = retry_after_of(answer.headers.get("Retry-After"))
-        super().__init__(message, param=said.get("param"), retry_after=pause)
-        self.status = answer.status
-        self.code = str(said.get("code") or "")
-        self.type = str(said.get("type") or "")
-        self.detail = str(said.get("message") or "")
-        self.final = answer.headers.get("x-should-retry") == "false"
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds for which a call is tried again without any answer that is of use: `outage` when the server is away or
-    overloaded, `limits` when it is the caller who asked for too much (429).
-    """
-
-    outage: float = 60.0
-    limits: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One HTTP request of the API; `hold` is how long the server may keep its answer back, in seconds."""
-
-    method: str
-    path: str
-    body: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    params: tuple[tuple[str, str], ...] = ()
-    hold: float = 0.0
-
-
-class Remote:
-    """The jobs of one server, for use in `async with`.
-
-    Args:
-        url: the server's base address.
-        key: API key, if it wants one.
-        patience: how long to try again.
-        tell: is given a line of text when there is something to wait for; at most one in 15 s.
-
-    Every call raises Unreachable or Refused when it failed for good, and when the patience ended. A server that was
-    never there is not waited for: a mistyped address is likelier.
-    """
-
-    def __init__(self, url: str, key: str | None, patience: Patience, tell: Callable[[str], None]) -> None:
-        self.url = url.rstrip("/")
-        self._key = key
-        self._patience = patience
-        self._tell = tell
-        self._told = self._good = -math.inf
-
-    async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # Who calls bounds how many calls there are at once; a limit here would only make them time out.
-        self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
-        return self
-
-    async def __aexit__(self, *details: object) -> None:
-        await self._session.close()
+    def remark(self, ask: Ask, status: int, code: str) -> str:
+        """What to do about a refusal."""
+        if status == HTTPStatus.NOT_FOUND and ask.path != "/jobs" and code:
+            return "only the key that submitted a job sees it"
+        if status in {404, 405} and code != "model_not_found":
+            return f"{self.url} takes no jobs: it is no Stoker, an older one, or jobs.enabled is off there"
+        return ""
 
     async def submit(self, order: bytes, idempotency_key: str) -> dict[str, Any]:
         """The job that an order became: a new one, or that of an earlier submission with the same key."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
-        return await self._ask(Ask("POST", "/jobs", order, headers))
+        return await self.ask(Ask("POST", "/jobs", order, headers))
 
     async def job(self, job_id: str, seconds: float = 0.0) -> dict[str, Any]:
         """A job as it stands; with `seconds` when it has ended or they have passed."""
         params = (("wait", f"{seconds:g}"),) if seconds > 0 else ()
-        return await self._ask(Ask("GET", _path(job_id), params=params, hold=seconds))
+        return await self.ask(Ask("GET", _path(job_id), params=params, hold=seconds))
 
     async def end(self, job_id: str, within: float = math.inf) -> dict[str, Any]:
         """A job when it has ended, or after `within` seconds as it stands then."""
@@ -131,121 +52,11 @@ class Remote:
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
         """A job after it was asked to end."""
-        return await self._ask(Ask("DELETE", _path(job_id)))
+        return await self.ask(Ask("DELETE", _path(job_id)))
 
     async def page(self, params: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         """A page of the caller's jobs, by the query's parameters."""
-        return await self._ask(Ask("GET", "/jobs", params=params))
-
-    async def _ask(self, ask: Ask) -> dict[str, Any]:
-        began, pause = time.monotonic(), FIRST_PAUSE_S
-        while True:
-            try:
-                answer = await self._once(ask)
-            except (Unreachable, Refused) as error:
-                rest = pause if error.retry_after is None else error.retry_after
-                if not self._passes(ask, error):
-                    raise
-                if self._spent(error, began, rest):
-                    error.message += f"; it may be tried again in {rest:g} s"
-                    raise
-                self._say(f"{error.message}; trying again in {rest:g} s")
-                await asyncio.sleep(rest)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            else:
-                self._good = time.monotonic()
-                return answer
-
-    def _passes(self, ask: Ask, error: Unreachable | Refused) -> bool:
-        """Whether the same request may succeed later."""
-        if isinstance(error, Unreachable):
-            return error.there or self._good > -math.inf
-        if error.status == HTTPStatus.CONFLICT:
-            return ask.method == "POST"  # the first submission with this key is still being worked on
-        if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return not error.final or error.code == "queue_full"
-        return error.status in _PASSING
-
-    def _spent(self, error: StokerError, began: float, rest: float) -> bool:
-        limit = error.status == HTTPStatus.TOO_MANY_REQUESTS
-        patience = self._patience.limits if limit else self._patience.outage
-        return time.monotonic() + rest - max(began, self._good) > patience
-
-    def _say(self, text: str) -> None:
-        if time.monotonic() - self._told >= TOLD_EVERY_S:
-            self._told = time.monotonic()
-            self._tell(text)
-
-    async def _once(self, ask: Ask) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S + ask.hold)
-        try:
-            async with self._session.request(
-                ask.method, self.url + ask.path, data=ask.body, headers=ask.headers, params=ask.params, timeout=timeout
-            ) as response:
-                raw = await response.read()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            said = str(error) or type(error).__name__
-            message = f"no server answers at {self.url}: {said}; start one with `stoker serve`"
-            raise Unreachable(message, there=_broken_off(error)) from None
-        if response.ok:
-            return self._understood(raw)
-        raise self._refused(ask, response, raw)
-
-    def _understood(self, raw: bytes) -> dict[str, Any]:
-        try:
-            answer = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise StokerError(f"{self.url} answered something that no Stoker says; is --url a Stoker server?")
-        return answer
-
-    def _refused(self, ask: Ask, response: aiohttp.ClientResponse, raw: bytes) -> Refused:
-        said = error_in(raw)
-        text = said.get("message") or raw[:300].decode("utf-8", "replace").strip() or response.reason or "no reason"
-        message = f"the server answered {response.status}: {text}"
-        if response.status == HTTPStatus.UNAUTHORIZED:
-            wrong = "this API key is not known" if self._key else "an API key is needed"
-            message += f"; {wrong} at {self.url}: give one with --key or STOKER_API_KEY (`stoker keys create NAME`)"
-        elif response.status == HTTPStatus.NOT_FOUND and ask.path != "/jobs" and said.get("code"):
-            message += "; only the key that submitted a job sees it"
-        elif response.status in {404, 405} and said.get("code") != "model_not_found":
-            message += f"; {self.url} takes no jobs: it is no Stoker, an older one, or jobs.enabled is off there"
-        return Refused(message, response, said)
-
-
-def error_in(raw: bytes) -> dict[str, Any]:
-    """Code, type and message of an error's body, an RFC 9457 problem or OpenAI's envelope; empty for anything else."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return {}
-    if isinstance(body, dict) and isinstance(body.get("error"), dict):
-        return dict(body["error"])
-    if isinstance(body, dict) and isinstance(body.get("detail"), str):
-        return {"code": body.get("code"), "message": body["detail"], "param": body.get("param")}
-    return {}
-
-
-def retry_after_of(header: str | None) -> float | None:
-    """Seconds that a `Retry-After` asks for (RFC 9110: a number or a date); None when it is absent or nonsense."""
-    if header is None:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        moment = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _broken_off(error: Exception) -> bool:
-    """Whether a call failed after the connection was made."""
-    cut = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.SocketTimeoutError)
-    reset = isinstance(error, aiohttp.ClientOSError) and not isinstance(error, aiohttp.ClientConnectorError)
-    return reset or isinstance(error, cut)
+        return await self.ask(Ask("GET", "/jobs", params=params))
 
 
 def _path(job_id: str) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any, Final, Self
 
 import orjson
 
-from stoker.cli.remote import Refused
+from stoker.cli.client import Refused
 from stoker.errors import ConfigError, RequestError, StokerError
 
 ENDINGS: Final = {"failed": "failed", "cancelled": "was cancelled", "expired": "expired"}

@@ -75,7 +75,7 @@ def serve(
     import uvloop
     from rich.console import Console
 
-    from stoker.config import load
+    from stoker.config import load, origin_of
     from stoker.observability.logging import configure
 
     flags = {
@@ -98,10 +98,10 @@ def serve(
     console = Console(stderr=True, highlight=False)
     configure(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, console))
+        runner.run(_serve(settings, console, origin_of(config)))
 
 
-async def _serve(settings: Settings, console: Console) -> None:
+async def _serve(settings: Settings, console: Console, config_file: Path | None) -> None:
     import asyncio
 
     from stoker.admission.addresses import is_loopback
@@ -130,7 +130,8 @@ async def _serve(settings: Settings, console: Console) -> None:
     teller = _Teller(console, models, began)
     if monitoring is not None:
         console.print(f"metrics and health at {url_of(monitoring)}", soft_wrap=True)
-    await serve(settings, models, listener, Announcer(teller.listening, teller.ready, teller.stopping), monitoring)
+    announcer = Announcer(teller.listening, teller.ready, teller.stopping)
+    await serve(settings, models, listener, announcer, monitoring=monitoring, config_file=config_file)
     with contextlib.suppress(OSError, SystemExit):  # rich ends programs whose reader has gone
         console.print("stopped")
 

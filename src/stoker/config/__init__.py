@@ -19,7 +19,7 @@ from stoker.config.access import (
 from stoker.config.groups import Group
 from stoker.config.jobs import JobsConfig, WebhookConfig
 from stoker.config.keeping import BackupConfig, RetentionConfig, RolloutConfig
-from stoker.config.loading import load, load_keys, read_yaml
+from stoker.config.loading import load, load_keys, origin_of, read_yaml
 from stoker.config.serving import (
     CacheConfig,
     CacheType,
@@ -72,5 +72,6 @@ __all__ = [
     "default_data_dir",
     "load",
     "load_keys",
+    "origin_of",
     "read_yaml",
 ]

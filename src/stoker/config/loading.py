@@ -35,9 +35,7 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
     Raises:
         ConfigError: a file that cannot be read, or a value that is wrong, with key, value and remedy.
     """
-    origin = file or (Path(os.environ["STOKER_CONFIG"]) if os.environ.get("STOKER_CONFIG") else None)
-    if origin is None and DEFAULT_FILE.is_file():
-        origin = DEFAULT_FILE
+    origin = origin_of(file)
     from_file = _with_collector(read_yaml(origin) if origin else {})
     given = _without_none(flags or {})
     _refuse_unknown_environment()
@@ -56,6 +54,13 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
             f"{variable}: is not valid JSON; a group's values go one by one: {variable}__KEY=value"
         ) from None
     return settings
+
+
+def origin_of(file: Path | None = None) -> Path | None:
+    """The file that `load` reads; None where there is none."""
+    if file is None and os.environ.get("STOKER_CONFIG"):
+        return Path(os.environ["STOKER_CONFIG"])
+    return DEFAULT_FILE if file is None and DEFAULT_FILE.is_file() else file
 
 
 def _with_collector(tree: dict[str, Any]) -> dict[str, Any]:

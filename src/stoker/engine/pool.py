@@ -29,6 +29,7 @@ from stoker.types import Chunk, EmbeddingRequest, GenerationRequest, ModelIdenti
 ATTEMPTS = 5  # a request that saw so many engines die under it is likelier their cause than their victim
 AFFINITY_ENTRIES = 1024
 METER_SAMPLES = 8
+STOPPING = "the server is stopping; send the request to another replica"
 LONG_AWAY_S = 20.0  # a restart is sooner over; a server by URL that is away for longer may be so for hours
 
 
@@ -81,7 +82,7 @@ class ModelPool:
         self._affinity: OrderedDict[int, str] = OrderedDict()
         self._changed = asyncio.Event()
         self._owners: list[asyncio.Task[None]] = []
-        self._draining = False
+        self._refusal = ""
         self._closed = False
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -91,20 +92,22 @@ class ModelPool:
         self._owners = [asyncio.create_task(engine.run(), name=engine.name) for engine in self.engines]
 
     async def wait_ready(self) -> None:
-        """Return when an engine is ready; EngineDied when all of them are given up."""
+        """Return when an engine is ready; EngineDied when all of them are given up, or were stopped."""
         while not self.ready:
-            if self.failed:
+            if self.failed or self._closed:
                 raise EngineDied(f"model {self.settings.identity.name}: {self.trouble()}")
             self._changed.clear()
             await self._changed.wait()
 
-    def refuse_new(self) -> None:
+    def refuse_new(self, reason: str = STOPPING) -> None:
         """Begin to drain: whoever is in the line or at an engine finishes, nobody new is let in."""
-        self._draining = True
+        self._refusal = reason
 
     async def stop(self) -> None:
         """End every engine and whoever still waits."""
-        self._draining = self._closed = True
+        self._refusal = self._refusal or STOPPING
+        self._closed = True
+        self._changed.set()
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(NotReady("the server is stopping", retry_after=5))
@@ -121,6 +124,11 @@ class ModelPool:
     def failed(self) -> bool:
         """Whether every engine has been given up."""
         return all(engine.state is EngineState.FAILED for engine in self.engines)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its engines were ended for good."""
+        return self._closed
 
     @property
     def running(self) -> int:
@@ -296,10 +304,10 @@ class ModelPool:
             raise NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}")
         if ticket.served or ticket.admitted:
             return
+        if self._refusal:
+            raise NotReady(self._refusal, retry_after=5)
         if min(engine.away_s for engine in self.engines) > LONG_AWAY_S:
             raise NotReady(f"model {self.settings.identity.name} is away: {self.trouble()}", retry_after=5)
-        if self._draining:
-            raise NotReady("the server is stopping; send the request to another replica", retry_after=5)
         if ticket.priority is Priority.JOB:  # these are few, and have been accepted
             return
         wait = self.expected_wait()

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from stoker import __version__
 from stoker.admission.addresses import parse_networks
 from stoker.errors import MethodNotAllowed, NotFound, RequestError, StokerError
-from stoker.http import admin, batches, docs, envelope, files, jobs, openai, operations, query
+from stoker.http import admin, batches, docs, envelope, files, jobs, openai, operations, query, rollouts
 from stoker.http.gateway import Gateway
 from stoker.http.middleware import Arriving, Endpoint, Errors, RequestId, Shortcut
 from stoker.http.office import Office
@@ -50,6 +50,7 @@ def build(service: Service, office: Office | None = None) -> FastAPI:
             app.include_router(files.router(gateway, office.batches))
             app.include_router(batches.router(gateway, office.batches))
     app.include_router(admin.router(gateway))
+    app.include_router(rollouts.router(gateway, service.conductor))
     app.include_router(operations.router(service, gateway))
     app.add_exception_handler(HTTPException, _http_exception)
     docs.install(app)

@@ -18,6 +18,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     schemas.QueryRequest,
     schemas.JobRequest,
     schemas.BatchRequest,
+    schemas.RolloutRequest,
 )
 SHARED: tuple[type[BaseModel], ...] = (answers.ErrorEnvelope, answers.Problem)
 KEYS: dict[str, Any] = {
@@ -31,9 +32,9 @@ _REASONS = {
     400: "The request must be changed",
     401: "A key is needed, or this one is not known",
     403: "The key may not do this",
-    404: "No such model, job, file or batch",
+    404: "No such model, job, file, batch or rollout",
     408: "The body came too slowly",
-    409: "Something else must end first",
+    409: "Something else must end first, or it does not fit",
     413: "The body is too large",
     415: "The body is compressed",
     422: "The `Idempotency-Key` was used with another request",

@@ -112,7 +112,7 @@ class Errors:
         """The line, and the count, of a request that never came so far as to have a record."""
         peer = scope.get("client") or ("",)
         address = self._observer.content.address(peer[0])
-        if scope["path"].startswith(ADMIN):
+        if scope["path"].startswith(ADMIN) and not _state(scope).get("audited"):
             audit(
                 f"{scope['method']} {scope['path'][:200]}",
                 key=None,

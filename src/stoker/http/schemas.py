@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 LONGEST_LIST = 10_000
 """Items in one list of a body, whatever the configuration allows; token ids are bounded by the body's size."""
+LONGEST_PHASE_S = 30 * 86_400.0
+"""Seconds that a phase of a rollout may be told to take."""
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -270,3 +272,30 @@ class BatchRequest(Wire):
     """The caller's own notes."""
     output_expires_after: ExpiresAfter | None = None
     """When the results' files are forgotten; after 30 days unless it is said."""
+
+
+class RolloutRequest(BaseModel):
+    """Body of POST /admin/rollouts: which version takes over, and how; what is left out is as configured."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=257)]
+    """The new version: NAME@VERSION of a stored model."""
+    serves: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    """The served model that it takes over; the one of its name unless it is said."""
+    evaluation: dict[str, Any] | None = None
+    """An evaluation set that it must pass."""
+    skip_evaluation: bool = False
+    """Whether it needs to pass none."""
+    promotion: Literal["auto", "manual"] | None = None
+    """Whether it takes over by itself when it has passed, or waits for a word."""
+    canary: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of callers who get it before all others do."""
+    canary_time: Annotated[float, Field(gt=0, le=LONGEST_PHASE_S)] | None = None
+    """Seconds for which only they do."""
+    bake: Annotated[float, Field(ge=0, le=LONGEST_PHASE_S)] | None = None
+    """Seconds for which the old version is kept warm after the switch."""
+    accept_gap: bool = False
+    """Whether the model may be away while versions change, where both do not fit into the memory at once."""
+    dry_run: bool = False
+    """Say what would happen, and do nothing."""

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, cast
 
 import uvicorn
@@ -97,7 +98,9 @@ async def serve(
     models: Sequence[PlannedModel],
     listener: socket.socket,
     announcer: Announcer,
+    *,
     monitoring: socket.socket | None = None,
+    config_file: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted and stop.
 
@@ -107,13 +110,14 @@ async def serve(
         listener: from `bind`; closed at the end.
         announcer: told of milestones.
         monitoring: from `bind`, for metrics and health alone; closed at the end.
+        config_file: what the configuration was read from, if a file.
 
     Raises:
         StartupError: a model could not be brought up at all.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings tell of every scanner that passes
     stopper = _Stopper(announcer)  # before there is anything that a signal could leave behind
-    async with running(settings, models) as service:
+    async with running(settings, models, config_file) as service:
         most = connections_within(settings.limits.connections)
         office = await open_office(service)
         working = asyncio.create_task(office.run()) if office is not None else None
@@ -136,7 +140,8 @@ async def serve(
             if office is not None and working is not None:
                 await office.stop(0.0)
                 await working
-            await asyncio.gather(*(pool.stop() for pool in service.pools.values()))
+            await service.conductor.close()
+            await service.fleet.stop()
             for server, _ in servers:
                 server.should_exit = True
             await asyncio.gather(*serving)

@@ -189,7 +189,7 @@ class ModelRegistry:
 
     def remove(self, ref: str) -> StoredModel:
         """Forget a model, and delete its file when no other name needs it; raises ModelFileError for unknown names."""
-        with self._lock():
+        with self.locked():
             model = self.find(ref)
             path = self._ref_path(model.name, model.version)
             path.unlink()
@@ -203,7 +203,7 @@ class ModelRegistry:
         self, wanted: Reference, source: sources.Source, digest: str, header: GgufHeader, publish: Callable[[], None]
     ) -> StoredModel:
         """Give a digest a name, with its file in place first."""
-        with self._lock():
+        with self.locked():
             siblings = tuple(self._entries(wanted.name))
             same = [m for m in siblings if m.digest == digest and wanted.version in {None, m.version}]
             taken = next((m for m in siblings if m.version == wanted.version and m.digest != digest), None)
@@ -229,7 +229,7 @@ class ModelRegistry:
                 source_key=sources.key_of(source),
                 # A clock that was set back must not make an older version the newest.
                 added=max(time.time(), newest + 0.001),
-                header=_summary(header),
+                header=summarise(header),
             )
             try:
                 self._write(model)
@@ -293,15 +293,7 @@ class ModelRegistry:
         path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             sync_directory(self._refs)
-        entry = {
-            "digest": model.digest,
-            "size": model.size,
-            "source": model.source,
-            "source_key": model.source_key,
-            "added": model.added,
-            "header": asdict(model.header),
-        }
-        write_atomically(path, json.dumps(entry, indent=1).encode())
+        write_atomically(path, encode_entry(model))
 
     def _collect_garbage(self) -> None:
         """Delete files that no name needs. Only under the lock: there, no file is about to get its first name."""
@@ -313,8 +305,8 @@ class ModelRegistry:
                 blob.unlink(missing_ok=True)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the registry: names and files change under this lock only."""
+    def locked(self) -> Iterator[None]:
+        """Hold the registry: names and files change under this lock only. It cannot be taken twice."""
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._refs.mkdir(exist_ok=True)
@@ -356,7 +348,21 @@ def _checked_digest(sha256: str) -> str:
     return digest
 
 
-def _summary(header: GgufHeader) -> HeaderSummary:
+def encode_entry(model: StoredModel) -> bytes:
+    """The content of a model's entry under `refs/`."""
+    entry = {
+        "digest": model.digest,
+        "size": model.size,
+        "source": model.source,
+        "source_key": model.source_key,
+        "added": model.added,
+        "header": asdict(model.header),
+    }
+    return json.dumps(entry, indent=1).encode()
+
+
+def summarise(header: GgufHeader) -> HeaderSummary:
+    """What a listing says of a model."""
     return HeaderSummary(
         architecture=_printable(header.architecture),
         name=_printable(header.name or ""),

@@ -28,10 +28,11 @@ SETTLED_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model file that is there, and what it is known by."""
+    """A model file that is there, and what it is known by; `ref` names it, and will name no other version later."""
 
     path: Path
     identity: ModelIdentity
+    ref: str
 
 
 def open_model(text: str, registry: ModelRegistry, data_dir: Path, progress: Progress | None = None) -> ResolvedModel:
@@ -83,7 +84,8 @@ def _forms() -> str:
 
 
 def _stored(model: StoredModel) -> ResolvedModel:
-    return ResolvedModel(model.path, ModelIdentity(model.name, model.version, model.digest, int(model.added)))
+    identity = ModelIdentity(model.name, model.version, model.digest, int(model.added))
+    return ResolvedModel(model.path, identity, model.ref)
 
 
 def _in_place(path: Path, memory: DigestMemory, progress: Progress | None) -> ResolvedModel:
@@ -94,7 +96,8 @@ def _in_place(path: Path, memory: DigestMemory, progress: Progress | None) -> Re
         changed = path.stat().st_mtime
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    return ResolvedModel(path, ModelIdentity(name_from_file(path.name), digest[:12], digest, max(0, int(changed))))
+    identity = ModelIdentity(name_from_file(path.name), digest[:12], digest, max(0, int(changed)))
+    return ResolvedModel(path, identity, str(path))
 
 
 class DigestMemory:

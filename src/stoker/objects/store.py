@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from stoker.errors import OperatorError
+
+SMALL: Final = 64 << 20
+"""Most octets that `get` reads into memory."""
 
 
 class StorageError(OperatorError):
@@ -43,8 +46,9 @@ class StoredObject:
 
 
 class ObjectStore(Protocol):
-    """Objects under keys such as `objects/ab/abcd...`: whole or not there. Keys hold `[A-Za-z0-9._/-]` only, and never
-    begin with `/` nor hold `..`; anything else is a ValueError. Every call raises StorageError when the store fails.
+    """Objects under keys such as `objects/ab/abcd...`: whole or not there. Keys hold `[A-Za-z0-9._/-]` only, no part
+    between slashes is empty or begins with a dot, and nowhere is `..`; anything else is a ValueError. Every call raises
+    StorageError when the store fails; `list` and `stream` may do so only while they are read.
     """
 
     @property
@@ -52,7 +56,9 @@ class ObjectStore(Protocol):
         """Where it is, for people: without credentials."""
 
     def put(self, key: str, data: bytes, *, only_new: bool = False) -> None:
-        """Store a small object; with `only_new` ObjectExists when another one is there (the same bytes are no error)."""
+        """Store a small object. With `only_new` ObjectExists when there is one with other content; one with the same is
+        no error, so that a write may be repeated.
+        """
 
     def put_stream(self, key: str, pieces: Iterable[bytes], size: int) -> None:
         """Store an object of `size` bytes from pieces. When the iterable raises, that error passes through and nothing

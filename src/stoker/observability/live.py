@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stoker.observability.snapshot import CacheFigures, EngineFigures, HostFigures, ModelFigures, Snapshot
+from stoker.observability.snapshot import (
+    BackupFigures,
+    CacheFigures,
+    EngineFigures,
+    HostFigures,
+    ModelFigures,
+    Snapshot,
+)
 
 Values = Iterable[tuple[Sequence[str], float | None]]
 LEVELS = {"ok": 0, "warn": 1, "fail": 2}
@@ -106,6 +113,17 @@ def _host(
     name: str, text: str, read: Callable[[HostFigures], float | None], kind: Literal["counter", "gauge"] = "gauge"
 ) -> Figure:
     return _server(name, "Process and host", text, lambda now: read(now.host), kind)
+
+
+def _backup(name: str, text: str, read: Callable[[BackupFigures], float | None]) -> Figure:
+    return _server(name, "Backups", text, lambda now: read(now.backup) if now.backup is not None else None)
+
+
+def _outcomes(name: str, group: str, text: str, read: Callable[[Snapshot], Mapping[str, int] | None]) -> Figure:
+    def values(now: Snapshot) -> Values:
+        return [((outcome,), count) for outcome, count in (read(now) or {}).items()]
+
+    return Figure(name, "counter", ("outcome",), text, group, values)
 
 
 def _fullest(now: Snapshot) -> float | None:
@@ -232,6 +250,62 @@ _JOBS = (
         lambda now: [((outcome,), count) for outcome, count in (now.work.deliveries if now.work else {}).items()],
     ),
 )
+_BACKUPS = (
+    _backup(
+        "stoker_backup_repository_up",
+        "1 when the repository of snapshots could be read at the last look, else 0.",
+        lambda b: b.trouble is None,
+    ),
+    _backup("stoker_backup_snapshots", "Snapshots that it holds, damaged ones included.", lambda b: b.snapshots),
+    _backup(
+        "stoker_backup_last_success_timestamp_seconds",
+        "When the newest good snapshot was made, since 1970.",
+        lambda b: b.last_success_at,
+    ),
+    _backup("stoker_backup_last_size_bytes", "What that snapshot holds.", lambda b: b.last_size_bytes),
+    _backup("stoker_backup_last_sent_bytes", "What of it had to be sent.", lambda b: b.last_sent_bytes),
+    _backup("stoker_backup_last_duration_seconds", "Time that it took to make.", lambda b: b.last_seconds),
+    _outcomes(
+        "stoker_backup_runs_total",
+        "Backups",
+        "Attempts of this server's schedule to make a snapshot, by what came of them: succeeded, failed.",
+        lambda now: now.backup_runs,
+    ),
+    _backup(
+        "stoker_backup_drill_last_success_timestamp_seconds",
+        "When a recovery drill from this repository last succeeded, since 1970.",
+        lambda b: b.drill_succeeded_at,
+    ),
+    _backup(
+        "stoker_backup_drill_last_result",
+        "What the last recovery drill found: 1 all well, 0 not.",
+        lambda b: b.drill_ok,
+    ),
+)
+_ROLLOUTS = (
+    Figure(
+        "stoker_rollout_phase",
+        "gauge",
+        ("model", "version", "phase"),
+        "1 for the phase that a model's rollout to a version is in; nothing while none is under way.",
+        "Rollouts",
+        lambda now: [((r.model, r.version, r.phase), 1) for r in (now.rollout,) if r is not None],
+    ),
+    Figure(
+        "stoker_rollout_phase_seconds",
+        "gauge",
+        ("model",),
+        "For how long it has been in that phase.",
+        "Rollouts",
+        lambda now: [((r.model,), r.phase_seconds) for r in (now.rollout,) if r is not None],
+    ),
+    _outcomes(
+        "stoker_rollouts_total",
+        "Rollouts",
+        "Rollouts that ended, by how: succeeded, refused, failed, aborted, rolled_back.",
+        lambda now: now.rollouts,
+    ),
+)
 _HEALTH = (
     _server("stoker_ready", "Health", "1 when /health/ready succeeds, else 0.", lambda now: now.ready),
     _server("stoker_draining", "Health", "1 when the server is stopping, else 0.", lambda now: now.draining),
@@ -284,5 +358,5 @@ _HOST = (
         lambda now: [((now.build.version, now.build.engine, now.build.python), 1)],
     ),
 )
-FIGURES = (*_MODELS, *_ENGINES, *_INFERENCE, *_STORES, *_JOBS, *_HEALTH, *_HOST)
+FIGURES = (*_MODELS, *_ENGINES, *_INFERENCE, *_STORES, *_JOBS, *_ROLLOUTS, *_BACKUPS, *_HEALTH, *_HOST)
 """Every figure that `LiveFigures` collects."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,12 @@ _KIND = re.compile("[^:'0-9]*")
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Everybody who is told of requests."""
+    """Everybody who is told of requests; `listeners` are given each record when it is closed."""
 
     metrics: Metrics
     tracer: Tracer
     content: ContentWriter
+    listeners: Sequence[Callable[[Record], None]] = ()
 
 
 @dataclass(slots=True)
@@ -108,6 +109,8 @@ class Record:
         _log.info("request", **self._line(status))
         if self.observer is not None:
             self._count(self.observer.metrics, status)
+            for listener in self.observer.listeners:
+                listener(self)
         if self.trace is not None:
             self._end_span(self.trace, status)
 

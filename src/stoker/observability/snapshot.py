@@ -85,6 +85,38 @@ class WorkFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFigures:
+    """What the repository of snapshots holds, as of the last look at it that succeeded.
+
+    `trouble` says why the latest look failed; None when it did not. `last_*` are of the newest good snapshot: when it
+    was made, its content, what of that had to be sent, and for how long. `damaged` ones cannot be read.
+    """
+
+    trouble: str | None = None
+    snapshots: int | None = None
+    pinned: int | None = None
+    damaged: int | None = None
+    last_id: str | None = None
+    last_success_at: float | None = None
+    last_size_bytes: int | None = None
+    last_sent_bytes: int | None = None
+    last_seconds: float | None = None
+    drill_at: float | None = None
+    drill_ok: bool | None = None
+    drill_succeeded_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutFigures:
+    """The rollout under way: of a served model to a version, the phase it is in and for how many seconds."""
+
+    model: str
+    version: str
+    phase: str
+    phase_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """Versions: of Stoker, of the engine's library, and of Python."""
 
@@ -95,7 +127,11 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A server at one moment; `lines_dropped` of the log, by where they should have gone."""
+    """A server at one moment.
+
+    `lines_dropped` of the log, by where they should have gone; `backup_runs` of this server's schedule and `rollouts`
+    since its start by what came of them.
+    """
 
     build: Build
     ready: bool
@@ -109,3 +145,7 @@ class Snapshot:
     lines_dropped: Mapping[str, int] = field(default_factory=dict)
     jobs: JobFigures | None = None
     work: WorkFigures | None = None
+    backup: BackupFigures | None = None
+    backup_runs: Mapping[str, int] | None = None
+    rollout: RolloutFigures | None = None
+    rollouts: Mapping[str, int] | None = None

@@ -16,10 +16,10 @@ from click.testing import Result
 from jobs_server import JobsServer
 from typer.testing import CliRunner
 
-from stoker.cli import jobs, remote
+from stoker.cli import client, remote
+from stoker.cli.client import error_in, retry_after_of
 from stoker.cli.jobs import answer_of
 from stoker.cli.main import app
-from stoker.cli.remote import error_in, retry_after_of
 from stoker.errors import ConfigError, StokerError
 
 
@@ -243,10 +243,10 @@ async def test_an_answer_of_something_else(monkeypatch: pytest.MonkeyPatch) -> N
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
     try:
-        async with remote.Remote(url, None, remote.Patience(), lambda _: None) as there:
+        async with remote.Remote(url, None, client.Patience(), lambda _: None) as there:
             with pytest.raises(StokerError, match="no Stoker"):
                 await there.page(())
-            with pytest.raises(remote.Refused, match="takes no jobs"):
+            with pytest.raises(client.Refused, match="takes no jobs"):
                 await there.submit(b"{}", "key")
     finally:
         await runner.cleanup()
@@ -258,7 +258,7 @@ def test_an_interrupt_leaves_the_job(server: JobsServer, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(remote.Remote, "end", interrupted)
     result = run(server, "submit", "why?", "--wait")
-    assert result.exit_code == jobs.INTERRUPTED
+    assert result.exit_code == client.INTERRUPTED
     assert "stoker jobs wait job-1" in result.stderr
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from stoker.observability.live import FIGURES, LiveFigures
 from stoker.observability.metrics import CONTENT_TYPE, OPERATIONS, Metrics
 from stoker.observability.record import Observer, Record
 from stoker.observability.snapshot import (
+    BackupFigures,
     Build,
     CacheFigures,
     EngineFigures,
     HostFigures,
     JobFigures,
     ModelFigures,
+    RolloutFigures,
     Snapshot,
     WorkFigures,
 )
@@ -100,6 +103,22 @@ FULL = Snapshot(
     lines_dropped={"file": 3},
     jobs=JobFigures(states={"queued": 4}, oldest_due_seconds=1.5),
     work=WorkFigures(running=2, attempts={"succeeded": 7}, deliveries={"delivered": 1}),
+    backup=BackupFigures(
+        snapshots=3,
+        pinned=1,
+        damaged=0,
+        last_id="20261124T030000Z-0a1b2c3d",
+        last_success_at=1.7e9,
+        last_size_bytes=5 * 10**9,
+        last_sent_bytes=10**6,
+        last_seconds=12.5,
+        drill_at=1.7e9,
+        drill_ok=False,
+        drill_succeeded_at=1.6e9,
+    ),
+    backup_runs={"succeeded": 4, "failed": 0},
+    rollout=RolloutFigures(model="small", version="v2", phase="baking", phase_seconds=30.5),
+    rollouts={"succeeded": 2, "refused": 1, "failed": 0, "aborted": 0, "rolled_back": 0},
 )
 BARE = Snapshot(
     build=Build(version="1", engine="", python="3"),
@@ -315,6 +334,29 @@ def test_figures_say_what_the_snapshot_does() -> None:
     assert values(metrics, "stoker_build_info") == {("xllamacpp 3", "3.12.1", "1.2"): 1}
 
 
+def test_figures_of_backups_and_rollouts_say_what_the_snapshot_does() -> None:
+    metrics = with_figures(FULL)
+    assert values(metrics, "stoker_backup_repository_up") == {(): 1}
+    assert values(metrics, "stoker_backup_snapshots") == {(): 3}
+    assert values(metrics, "stoker_backup_last_success_timestamp_seconds") == {(): 1.7e9}
+    assert values(metrics, "stoker_backup_last_size_bytes") == {(): 5e9}
+    assert values(metrics, "stoker_backup_last_sent_bytes") == {(): 1e6}
+    assert values(metrics, "stoker_backup_last_duration_seconds") == {(): 12.5}
+    assert values(metrics, "stoker_backup_runs_total") == {("succeeded",): 4, ("failed",): 0}
+    assert values(metrics, "stoker_backup_drill_last_result") == {(): 0}
+    assert values(metrics, "stoker_backup_drill_last_success_timestamp_seconds") == {(): 1.6e9}
+    assert values(metrics, "stoker_rollout_phase") == {("small", "baking", "v2"): 1}
+    assert values(metrics, "stoker_rollout_phase_seconds") == {("small",): 30.5}
+    assert values(metrics, "stoker_rollouts_total")[("refused",)] == 1
+    assert values(metrics, "stoker_rollouts_total")[("failed",)] == 0
+
+
+def test_a_repository_that_is_away_keeps_what_was_known_of_it() -> None:
+    away = replace(FULL, backup=replace(FULL.backup, trouble="no answer"))
+    assert values(with_figures(away), "stoker_backup_repository_up") == {(): 0}
+    assert values(with_figures(away), "stoker_backup_snapshots") == {(): 3}
+
+
 def test_what_is_not_known_is_left_out() -> None:
     names = {sample.name for sample in samples(with_figures(BARE).render())}
     for name in (
@@ -326,6 +368,10 @@ def test_what_is_not_known_is_left_out() -> None:
         "stoker_cache_entries",
         "stoker_memory_limit_bytes",
         "stoker_event_loop_lag_seconds",
+        "stoker_backup_repository_up",
+        "stoker_backup_runs_total",
+        "stoker_rollout_phase",
+        "stoker_rollouts_total",
     ):
         assert name not in names
     for name in ("stoker_engine_up", "stoker_slots", "stoker_ready", "stoker_inference_queued_requests"):

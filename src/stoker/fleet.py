@@ -1,0 +1,183 @@
+"""The engines of a server: those of the models that it started with, and those that rollouts put beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from stoker.config import ModelConfig, Settings
+from stoker.engine.canary import CanaryTimes
+from stoker.engine.launch import custom_command, llamacpp_command
+from stoker.engine.plan import Plan
+from stoker.engine.pool import ModelPool, PoolSettings
+from stoker.engine.process import SOCKET_NAME_BYTES, Engine, EngineProcess, Launch
+from stoker.engine.upstream import UpstreamEngine
+from stoker.errors import ModelFileError, ModelNotFound, PlanError, SourceError, StartupError
+from stoker.lineup import PlannedModel, plan_beside
+from stoker.models.registry import ModelRegistry
+from stoker.rollout.engines import Candidate
+from stoker.rollout.record import DoesNotFit, Version
+from stoker.vitals import read_vitals
+
+CANARY_SHARE = 1 / 3
+MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
+
+
+class Fleet:
+    """All engines of one server.
+
+    Args:
+        settings: the server's.
+        models: what it starts with.
+        sockets: a private directory for the engines' sockets.
+    """
+
+    def __init__(self, settings: Settings, models: Sequence[PlannedModel], sockets: Path) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._configs = {model.config.name: model.config for model in models}
+        self._plans: dict[str, Plan] = {}
+        self._refs: dict[str, str] = {}
+        self.pools: dict[str, ModelPool] = {model.config.name: self._make(model, model.config.name) for model in models}
+        self.aside: dict[str, ModelPool] = {}
+
+    def all(self) -> Iterator[ModelPool]:
+        """Every model's engines, whether they serve or not."""
+        yield from dict.fromkeys((*self.pools.values(), *self.aside.values()))
+
+    async def stop(self) -> None:
+        """End every engine."""
+        await asyncio.gather(*(pool.stop() for pool in self.all()))
+
+    # -- for rollouts ----------------------------------------------------------------------------------------------
+
+    def configured(self, model: str) -> str:
+        """The `source` that the configuration names; ModelNotFound for a model that is not served from a file."""
+        return self._config(model).source or ""
+
+    def serving(self, model: str) -> Version:
+        """The version that serves now; ModelNotFound as above."""
+        self._config(model)
+        identity = self.pools[model].settings.identity
+        return Version(self._refs[identity.digest], identity.version, identity.digest)
+
+    async def find(self, model: str, ref: str) -> Version:
+        """A stored version; ModelNotFound when there is none."""
+        self._config(model)
+        try:
+            stored = await asyncio.to_thread(ModelRegistry(self._settings.data_dir).resolve, ref)
+        except ModelFileError as error:
+            raise ModelNotFound(error.message, param="model") from None
+        return Version(stored.ref, stored.version, stored.digest)
+
+    async def prepare(self, model: str, ref: str) -> Candidate:
+        """Find and plan a version for a served model, beside all that runs.
+
+        Raises:
+            ModelNotFound: there is no such version, or its file is no usable model.
+            DoesNotFit: there is no room for it; with figures.
+        """
+        config = self._config(model)
+        digest = self.pools[model].settings.identity.digest
+        try:
+            planned = await asyncio.to_thread(self._plan, config, ref, self._plans[digest])
+        except PlanError as error:
+            raise DoesNotFit(
+                f"{ref} does not fit beside what runs: {error.message}; or let the model be away while versions "
+                "change: --accept-gap (`accept_gap`)"
+            ) from None
+        except (ModelFileError, SourceError) as error:
+            raise ModelNotFound(error.message, param="model") from None
+        pool = self._make(planned, f"{model}@{planned.identity.version}")
+        identity, plan = planned.identity, self._plans[planned.identity.digest]
+        version = Version(planned.ref, identity.version, identity.digest)
+        return Candidate(version, pool, plan.needed_bytes, plan.granted_bytes)
+
+    def _config(self, model: str) -> ModelConfig:
+        config = self._configs.get(model)
+        if config is None or config.source is None:
+            known = ", ".join(name for name, one in self._configs.items() if one.source is not None)
+            raise ModelNotFound(
+                f"no model {model[:128]!r} is served from a file here; there is: {known}; say which one a version is "
+                "for with --serves (`serves`)",
+                param="serves",
+            )
+        return config
+
+    def _plan(self, config: ModelConfig, ref: str, serving: Plan) -> PlannedModel:
+        """Plan a version in what is left when all engines have taken what they were promised."""
+        running = [(pool, self._plans.get(pool.settings.identity.digest)) for pool in self.all() if not pool.stopped]
+        pids = [engine.pid for pool, _ in running for engine in pool.engines if engine.pid is not None]
+        taken = sum(read_vitals(self._settings.data_dir, pids).memory.engines.values())
+        promised = sum(plan.needed_bytes for _, plan in running if plan is not None)
+        return plan_beside(self._settings, config, ref, serving, untouched=max(promised - taken, 0))
+
+    # -- making them -----------------------------------------------------------------------------------------------
+
+    def _make(self, model: PlannedModel, name: str) -> ModelPool:
+        """A model's engines, called by `name` and a number, not started."""
+        settings, config, plan = self._settings, model.config, model.plan
+        if plan is not None:
+            self._plans[model.identity.digest] = plan
+            self._refs[model.identity.digest] = model.ref
+        pool_settings = PoolSettings(
+            identity=model.identity,
+            slots=plan.slots if plan else config.upstream_slots,
+            context=plan.context if plan else 0,
+            dialect="llamacpp" if plan else "openai",
+            wire_model=config.name if plan else config.upstream_model or config.name,
+            tools=config.tools,
+            queue=settings.queue,
+            generation=settings.generation,
+            guard=config.guard,
+            most_prompt_tokens=settings.limits.prompt_tokens,
+            job_share=settings.jobs.share,
+        )
+
+        def engines(on_change: Callable[[], None]) -> Sequence[Engine]:
+            if plan is None or model.path is None:
+                key = config.upstream_key.get_secret_value() if config.upstream_key else None
+                return [UpstreamEngine(f"{name}/upstream", config.upstream or "", key, on_change)]
+            launch = _launch(settings, config, plan, model.path)
+            return [EngineProcess(f"{name}/{n}", launch, self._sockets, on_change) for n in range(config.replicas)]
+
+        return ModelPool(pool_settings, engines)
+
+
+def socket_directory() -> Path:
+    """A fresh private directory for Unix sockets, whose paths must be short; StartupError when there is no place."""
+    try:
+        sockets = Path(tempfile.mkdtemp(prefix="stoker-"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartupError(f"no directory for the engines' sockets can be made: {reason}; set TMPDIR to one") from None
+    if len(os.fsencode(sockets)) + 1 + SOCKET_NAME_BYTES > MAX_SOCKET_PATH_BYTES:
+        sockets.rmdir()
+        raise StartupError(f"{sockets} is too long a path for the engines' sockets; set TMPDIR to a shorter one")
+    return sockets
+
+
+def _launch(settings: Settings, config: ModelConfig, plan: Plan, path: Path) -> Launch:
+    command = (
+        partial(custom_command, config.command, plan, path) if config.command else partial(llamacpp_command, plan, path)
+    )
+    return Launch(
+        command=command,
+        load_timeout=settings.timeouts.load,
+        stall_timeout=settings.timeouts.stall or plan.stall_timeout_s,
+        restart=settings.restart,
+        canary=_canary_times(settings, plan),
+    )
+
+
+def _canary_times(settings: Settings, plan: Plan) -> CanaryTimes | None:
+    """When idle engines are asked for a token; a plan that is slow to compute a prompt is slow here, too."""
+    health = settings.health
+    if not health.canary_interval:
+        return None
+    return CanaryTimes(health.canary_interval, health.canary_timeout or plan.stall_timeout_s * CANARY_SHARE)

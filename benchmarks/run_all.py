@@ -24,6 +24,7 @@ NAMES = (
     *("throughput", "overhead", "start", "overload", "kills", "production"),
     *("observing", "faults", "scraped"),
     *("job_log", "job_kills", "job_faults", "job_fairness"),
+    *("rollouts", "rollout_kills", "backups", "backup_faults"),
 )
 
 

@@ -1,11 +1,11 @@
 """A tiny engine with switchable faults, in a real process: what reality does not do on demand.
 
 It answers llama.cpp's streaming routes on a Unix socket and reads its behaviour from a JSON control file at every
-request: `{"fault": ..., "tokens": 5, "delay": 0.01, "times": 3, "word": "w"}`. Faults: `none`, `die_before` (exit before the
-first token), `die_mid` (exit after two tokens), `wedge` (take the request and say nothing), `wedge_mid` (comments, but no
-more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close the stream without its end),
-`never_ready`, `exit_at_start`, `mute` (canaries get no token),
-`die_canary` (exit at one). `times` bounds how often a fault strikes. Every request
+request: `{"fault": ..., "tokens": 5, "delay": 0.01, "first_delay": 0.1, "times": 3, "word": "w"}`. Faults: `none`,
+`die_before` (exit before the first token), `die_mid` (exit after two tokens), `wedge` (take the request and say
+nothing), `wedge_mid` (comments, but no more tokens), `refuse` (HTTP 500), `no_metrics` (501 there), `truncate` (close
+the stream without its end), `never_ready`, `exit_at_start`, `mute` (canaries get no token), `die_canary` (exit at one).
+`times` bounds how often a fault strikes. Every request
 is noted in `<control>.log`.
 """
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import httpx
 from stoker.models import sources
 from stoker.models.registry import ModelRegistry
 from tests.running import FAKE_ENGINE, Stoker
-from tests.versions import good_version
+from tests.versions import bad_version, good_version
 
 WITHIN_S = 60.0
 ENDED = frozenset({"succeeded", "refused", "failed", "aborted", "rolled_back"})
@@ -68,6 +68,27 @@ class Versions:
         }
 
 
+def real_versions(
+    directory: Path, model: Path, *, good: Sequence[str], bad: str | None = None, **rollout: Any
+) -> dict[str, Any]:
+    """The configuration of a server with the first of several good versions of `smollm2`, and a bad one if wanted."""
+    registry = ModelRegistry(directory / "data")
+    for version in good:
+        file = good_version(model, directory / "version.gguf", f"Version {version}")
+        registry.add(sources.parse(str(file)), name="smollm2", version=version)
+        file.unlink()
+    if bad is not None:
+        file = bad_version(directory / "version.gguf")
+        registry.add(sources.parse(str(file)), name="smollm2", version=bad)
+        file.unlink()
+    plan = {"slots": 4, "context": 1024}
+    return {
+        "models": [{"name": "smollm2", "source": f"smollm2@{good[0]}", "plan": plan}],
+        "cache": {"policy": "off"},
+        "rollout": {"bake": 3, **rollout},
+    }
+
+
 class Rolling:
     """The rollouts of a server over HTTP."""
 
@@ -80,7 +101,7 @@ class Rolling:
 
     def start(self, version: str = "2", **order: Any) -> str:
         """Begin one; its id."""
-        answer = self.post(model=f"fake@{version}", **{"evaluation": SET, **order})
+        answer = self.post(**{"model": f"fake@{version}", "evaluation": SET, **order})
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
@@ -88,9 +109,9 @@ class Rolling:
         """One as it stands."""
         return httpx.get(f"{self.url}/admin/rollouts/{rollout}", timeout=60).json()
 
-    def until(self, rollout: str, phases: Collection[str] = ENDED) -> dict[str, Any]:
+    def until(self, rollout: str, phases: Collection[str] = ENDED, within_s: float = WITHIN_S) -> dict[str, Any]:
         """One when it is in one of the phases, or has ended."""
-        limit = time.monotonic() + WITHIN_S
+        limit = time.monotonic() + within_s
         while (found := self.get(rollout))["phase"] not in phases and not found["ended"]:
             assert time.monotonic() < limit, found
             time.sleep(0.02)
@@ -125,6 +146,8 @@ class Users:
         self.url = url
         self.said: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.times: list[tuple[float, float]] = []
+        """When each answer was there (monotonic), and the seconds that it took."""
         self._max_tokens = max_tokens
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
@@ -148,6 +171,7 @@ class Users:
         count = 0
         while not self._stop.is_set():
             count += 1
+            began = time.monotonic()
             try:
                 said = ask(self.url, f"user {number} asks {count}", max_tokens=self._max_tokens)
             except (AssertionError, httpx.HTTPError) as error:
@@ -155,3 +179,4 @@ class Users:
                 time.sleep(0.05)
             else:
                 self.said[said] += 1
+                self.times.append((time.monotonic(), time.monotonic() - began))

@@ -231,8 +231,8 @@ def print_pruned(pruned: Pruned) -> None:
         say(printable(trouble))
     for key, why in pruned.held.items():
         say(f"not deleted: {printable(key)}: {printable(why)}")
-    gone = f"{_count(len(pruned.removed), 'snapshot')} and {_count(pruned.collected, 'object')}"
-    say(f"{gone} {would}removed, {octets(pruned.freed)} freed")
+    counted = f"{_count(len(pruned.removed), 'snapshot')} and {_count(pruned.collected, 'object')}"
+    say(f"{counted} {would}removed, {octets(pruned.freed)} freed")
     if pruned.plan.young:
         say(f"within the grace period, for a later prune: {_count(pruned.plan.young, 'object')} that nobody needs")
 

@@ -10,6 +10,7 @@ import time
 import pytest
 from tests.backup_data import Data, child_environment, restore_to
 from tests.backup_stores import STORES, address_of, repository_at
+from tests.probes import note
 
 from stoker.backup.verify import verify
 from stoker.models.partial import Quiet
@@ -43,3 +44,8 @@ def test_killed_at_any_moment_no_snapshot_is_damaged(store, request, monkeypatch
     assert len(repository.snapshots()) == before + 1
     restore_to(tmp_path / "new", repository)
     assert (tmp_path / "new/models/blobs" / kept.digest).read_bytes() == kept.path.read_bytes()
+    note(
+        f"a backup killed at {ROUNDS} random moments",
+        store=str(store),
+        found=f"{before} whole snapshots, none damaged; the next backup and its restore are good",
+    )

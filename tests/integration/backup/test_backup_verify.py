@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 from tests.backup_data import KEY, Data
 from tests.backup_stores import STORES, address_of, repository_at
+from tests.probes import note
 
 from stoker.backup import sealing
 from stoker.backup.create import Options
@@ -89,6 +90,7 @@ def test_a_flipped_bit_in_content_is_found(full, kind):
         (name, large.path, large.stored) for name in users
     }
     assert "is damaged" in found.bad[0].what
+    note(f"a flipped bit in: {kind}", store=type(full.objects).__name__, found=f"{large.path} is damaged")
 
 
 @pytest.mark.parametrize("what", ["manifest", "pin", "drill", "last drill"])
@@ -100,6 +102,7 @@ def test_a_flipped_bit_elsewhere_is_found(full, what):
     found = check(full)
     assert len(found.bad) == 1
     assert found.bad[0].path == key
+    note(f"a flipped bit in: {what}", store=type(full.objects).__name__, found="damaged, named by its key")
 
 
 def test_what_is_missing_is_found(full):

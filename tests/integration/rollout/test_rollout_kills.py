@@ -69,7 +69,8 @@ def test_a_rollout_goes_on_after_a_kill(versions: Versions, phase: str) -> None:
     rollout = killed_in(phase, versions, bake=3 if phase == "baking" else 0.2)
     with Stoker(versions.directory, versions.settings()) as server:
         rolling = Rolling(server)
-        assert rolling.word() in {SERVES.get(phase, "a"), "b"}
+        first = rolling.word()
+        assert first in {SERVES.get(phase, "a"), "b"}
         if phase == "waiting":
             rolling.until(rollout, {"waiting"})
             assert rolling.word() == "a"
@@ -81,7 +82,7 @@ def test_a_rollout_goes_on_after_a_kill(versions: Versions, phase: str) -> None:
         assert len(httpx.get(f"{rolling.url}/admin/rollouts").json()["data"]) == 1
     with Stoker(versions.directory, versions.settings()) as server:
         assert Rolling(server).word() == "b"
-    note("rollout_kills", phase=phase, outcome=told["phase"])
+    note(phase, serves="the new version" if first == "b" else "the old version", outcome=told["phase"])
 
 
 def test_a_rollback_goes_on_after_a_kill(versions: Versions) -> None:
@@ -100,6 +101,7 @@ def test_a_rollback_goes_on_after_a_kill(versions: Versions) -> None:
         rolling = Rolling(server)
         assert rolling.get(rollout)["phase"] == "rolled_back"
         assert rolling.word() == "a"
+    note("rolled back", serves="the old version", outcome="rolled back")
 
 
 def test_a_new_version_that_does_not_load_again_is_taken_back(versions: Versions) -> None:
@@ -110,6 +112,7 @@ def test_a_new_version_that_does_not_load_again_is_taken_back(versions: Versions
         told = rolling.until(rollout)
         assert told["phase"] == "rolled_back"
         assert rolling.word() == "a"
+    note("baking; the new version does not load again", serves="the old version", outcome="rolled back")
 
 
 def test_a_version_that_takes_the_server_down_is_not_tried_for_ever(versions: Versions) -> None:
@@ -125,6 +128,7 @@ def test_a_version_that_takes_the_server_down_is_not_tried_for_ever(versions: Ve
         told = rolling.get(rollout)
         assert (told["phase"], rolling.word()) == ("failed", "a")
         assert "3 times" in told["reason"]
+    note("loading, three times", serves="the old version", outcome="failed: not tried for ever")
 
 
 def test_an_unpinned_model_stays_at_its_version_once_a_rollout_has_begun(versions: Versions) -> None:

@@ -109,8 +109,9 @@ def p95(users: Users, since: float, until: float) -> float:
     return times[int(0.95 * (len(times) - 1))]
 
 
-def beside_users(place: Path, address: str, kind: str, model: Path, rounds: int, report: harness.Report) -> None:
+def beside_users(where: tuple[str, str], place: Path, model: Path, rounds: int, report: harness.Report) -> None:
     """What users of a server notice of its scheduled backup; the child is the one that the schedule starts."""
+    kind, address = where
     directory = place / f"users-{kind}"
     directory.mkdir()
     settings = real_versions(directory, model, good=("1", "2", "3"))
@@ -165,8 +166,8 @@ def main() -> int:
             os.environ.update(server.environment)
             against_the_client(place, server, rounds, report)
             unchanged(place, server, options.model, rounds, report)
-            beside_users(place, server.address(), "S3", options.model, rounds, report)
-        beside_users(place, str(place / "repository"), "a directory", options.model, rounds, report)
+            beside_users(("S3", server.address()), place, options.model, rounds, report)
+        beside_users(("a directory", str(place / "repository")), place, options.model, rounds, report)
     report.notes.append(
         "Beside: obstore's own `put` of the same file (it sends no SHA-256, Stoker does); answers of 24 tokens to 4 "
         "clients in the 20 s before."

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from stoker.config import ModelConfig, Settings
 from stoker.engine.canary import CanaryTimes
@@ -41,8 +42,7 @@ class Fleet:
         self._settings = settings
         self._sockets = sockets
         self._configs = {model.config.name: model.config for model in models}
-        self._plans: dict[str, Plan] = {}
-        self._refs: dict[str, str] = {}
+        self._made: WeakKeyDictionary[ModelPool, PlannedModel] = WeakKeyDictionary()
         self.pools: dict[str, ModelPool] = {model.config.name: self._make(model, model.config.name) for model in models}
         self.aside: dict[str, ModelPool] = {}
 
@@ -63,8 +63,8 @@ class Fleet:
     def serving(self, model: str) -> Version:
         """The version that serves now; ModelNotFound as above."""
         self._config(model)
-        identity = self.pools[model].settings.identity
-        return Version(self._refs[identity.digest], identity.version, identity.digest)
+        served = self._made[self.pools[model]]
+        return Version(served.ref, served.identity.version, served.identity.digest)
 
     async def find(self, model: str, ref: str) -> Version:
         """A stored version; ModelNotFound when there is none."""
@@ -83,9 +83,8 @@ class Fleet:
             DoesNotFit: there is no room for it; with figures.
         """
         config = self._config(model)
-        digest = self.pools[model].settings.identity.digest
         try:
-            planned = await asyncio.to_thread(self._plan, config, ref, self._plans[digest])
+            planned, plan = await asyncio.to_thread(self._plan, config, ref, self.pools[model])
         except PlanError as error:
             raise DoesNotFit(
                 f"{ref} does not fit beside what runs: {error.message}; or let the model be away while versions "
@@ -93,8 +92,8 @@ class Fleet:
             ) from None
         except (ModelFileError, SourceError) as error:
             raise ModelNotFound(error.message, param="model") from None
-        pool = self._make(planned, f"{model}@{planned.identity.version}")
-        identity, plan = planned.identity, self._plans[planned.identity.digest]
+        identity = planned.identity
+        pool = self._make(planned, self._free_name(f"{model}@{identity.version}", identity.digest))
         version = Version(planned.ref, identity.version, identity.digest)
         return Candidate(version, pool, plan.needed_bytes, plan.granted_bytes)
 
@@ -109,22 +108,41 @@ class Fleet:
             )
         return config
 
-    def _plan(self, config: ModelConfig, ref: str, serving: Plan) -> PlannedModel:
+    def _free_name(self, name: str, digest: str) -> str:
+        """A name that no engines have: versions of two models may be called the same, and sockets are named by it."""
+        taken = {engine.name.rpartition("/")[0] for pool in self.all() for engine in pool.engines}
+        return f"{name}-{digest[:8]}" if name in taken else name
+
+    def _plan(self, config: ModelConfig, ref: str, serving: ModelPool) -> tuple[PlannedModel, Plan]:
         """Plan a version in what is left when all engines have taken what they were promised."""
-        running = [(pool, self._plans.get(pool.settings.identity.digest)) for pool in self.all() if not pool.stopped]
-        pids = [engine.pid for pool, _ in running for engine in pool.engines if engine.pid is not None]
-        taken = sum(read_vitals(self._settings.data_dir, pids).memory.engines.values())
-        promised = sum(plan.needed_bytes for _, plan in running if plan is not None)
-        return plan_beside(self._settings, config, ref, serving, untouched=max(promised - taken, 0))
+        as_now = self._plan_of(serving)
+        planned = plan_beside(self._settings, config, ref, as_now, untouched=self._untouched())
+        return planned, planned.plan or as_now
+
+    def _plan_of(self, pool: ModelPool) -> Plan:
+        plan = self._made[pool].plan
+        if plan is None:
+            raise ModelNotFound(f"{pool.settings.identity.name} is served by URL: there is no file to replace")
+        return plan
+
+    def _untouched(self) -> int:
+        """Bytes that running engines were promised and have not taken so far, each model for itself."""
+        running = [pool for pool in self.all() if not (pool.stopped or pool.failed)]
+        pids = {pool: [engine.pid for engine in pool.engines if engine.pid is not None] for pool in running}
+        held = read_vitals(self._settings.data_dir, [pid for of in pids.values() for pid in of]).memory.engines
+        plans = {pool: self._made[pool].plan for pool in running}
+        left = [
+            plan.needed_bytes - sum(held.get(pid, 0) for pid in pids[pool])
+            for pool, plan in plans.items()
+            if plan is not None
+        ]
+        return sum(max(missing, 0) for missing in left)
 
     # -- making them -----------------------------------------------------------------------------------------------
 
     def _make(self, model: PlannedModel, name: str) -> ModelPool:
         """A model's engines, called by `name` and a number, not started."""
         settings, config, plan = self._settings, model.config, model.plan
-        if plan is not None:
-            self._plans[model.identity.digest] = plan
-            self._refs[model.identity.digest] = model.ref
         pool_settings = PoolSettings(
             identity=model.identity,
             slots=plan.slots if plan else config.upstream_slots,
@@ -146,7 +164,9 @@ class Fleet:
             launch = _launch(settings, config, plan, model.path)
             return [EngineProcess(f"{name}/{n}", launch, self._sockets, on_change) for n in range(config.replicas)]
 
-        return ModelPool(pool_settings, engines)
+        pool = ModelPool(pool_settings, engines)
+        self._made[pool] = model
+        return pool
 
 
 def socket_directory() -> Path:

@@ -22,7 +22,8 @@ DATA_DIR: Final = "${data_dir}"
 DROPPED: Final = frozenset({"data_dir", "keys_file"})
 """Settings that a restored server gets anew."""
 
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]*@")
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/?#\s]*@")
+"""Up to the last `@`, which a password may hold too."""
 _MAX_NAMES: Final = 40
 
 
@@ -64,7 +65,7 @@ def to_yaml(found: Portable, note: str) -> bytes:
     """The file's text: `note`, what was left out, then the settings."""
     lines = [f"# {line}" for line in note.splitlines()]
     if found.left_out:
-        shown = list(found.left_out[:_MAX_NAMES])
+        shown = [_printable(name) for name in found.left_out[:_MAX_NAMES]]
         more = len(found.left_out) - len(shown)
         lines.append(f"# Left out, because they are secret: {', '.join(shown)}{f' and {more} more' if more else ''}.")
     return _text(lines, found.tree)
@@ -77,12 +78,13 @@ def place(text: bytes, target: Path) -> bytes:
         # Aliases, which `to_yaml` never writes, can make a small file endless.
         plain = not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(decoded))
         tree = yaml.safe_load(decoded) if plain else ""
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        if tree is not None and not isinstance(tree, dict):
+            raise ValueError("is no mapping of settings")
+        comments = [line for line in decoded.splitlines() if line.startswith("#")]
+        return _text(comments, {"data_dir": str(target), **_placed(tree or {}, str(target))})
+    except (yaml.YAMLError, UnicodeError, RecursionError, LookupError, AttributeError):
+        # The last two are what the library says to `!!int ""` and the like.
         raise ValueError("is not valid YAML") from None
-    if tree is not None and not isinstance(tree, dict):
-        raise ValueError("is no mapping of settings")
-    comments = [line for line in decoded.splitlines() if line.startswith("#")]
-    return _text(comments, {"data_dir": str(target), **_placed(tree or {}, str(target))})
 
 
 def files_of(settings: Settings) -> tuple[Path, ...]:
@@ -103,6 +105,11 @@ def file_names(paths: Sequence[Path]) -> dict[Path, str]:
             name = f"{number}-{stem}"
         names[path] = f"configured/{name}"
     return names
+
+
+def _printable(name: str) -> str:
+    """A setting's name, fit for a comment: a name with a line's end in it must not become a setting."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:200])
 
 
 def _text(comments: Sequence[str], tree: Mapping[str, Any]) -> bytes:

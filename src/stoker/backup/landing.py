@@ -14,6 +14,7 @@ from typing import Final
 from stoker.backup.inventory import MAX_SMALL
 from stoker.backup.manifest import DamagedSnapshot, Entry, Kind
 from stoker.backup.repository import Repository, object_key
+from stoker.backup.sealing import OVERHEAD
 from stoker.errors import OperatorError
 from stoker.models.partial import hash_file, sync_directory
 from stoker.objects.store import ObjectMissing
@@ -43,7 +44,8 @@ def content_of(repository: Repository, entry: Entry) -> bytes:
         data = repository.get_object(entry.stored)
     except ObjectMissing:
         raise DamagedSnapshot(_missing(entry)) from None
-    if hashlib.sha256(data).hexdigest() != entry.stored:
+    size = len(data) - OVERHEAD if entry.sealed else len(data)
+    if size != entry.size or hashlib.sha256(data).hexdigest() != entry.stored:
         raise DamagedSnapshot(_damaged(entry))
     return data
 
@@ -66,7 +68,7 @@ def same_model(content: bytes, path: Path) -> bool:
     try:
         there = json.loads(path.read_bytes() if path.stat().st_size <= MAX_SMALL else b"")
         return bool(there["digest"] == json.loads(content)["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -21,7 +21,8 @@ from typing import Final
 from stoker.errors import OperatorError
 from stoker.objects.store import ObjectExists, ObjectMissing, ObjectStore
 
-LEASE_S: Final = 3600.0
+LEASE_S: Final = 600.0
+"""A living holder renews it every minute or so, see `prune`; a dead one holds backups and prunes up for so long."""
 PREFIX: Final = "prune.lock/"
 _KEY: Final = re.compile(re.escape(PREFIX) + r"(\d{8})")
 
@@ -64,7 +65,7 @@ class PruneLock:
         self._number = self._take()
 
     def renew(self) -> None:
-        """Hold it for another hour; PruneLost when that is too late. Costs a listing and a write."""
+        """Hold it for another LEASE_S; PruneLost when that is too late. Costs a listing and a write."""
         if self._highest() != self._number:
             raise PruneLost(
                 f"{self._objects.url}: this prune was away for so long that another one took over; "
@@ -119,11 +120,11 @@ def _holder(objects: ObjectStore, number: int, now: float) -> Holder | None:
         return None
     try:
         words = json.loads(objects.get(_key(number)))
-        held = Holder(number, str(words["owner"]), float(words["since"]), float(words["expires"]))
+        held = Holder(number, _printable(str(words["owner"])), float(words["since"]), float(words["expires"]))
     except ObjectMissing:
         # A newer holder has just tidied up.
         return _holder(objects, max(_numbers(objects), default=0), now)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # garbage holds nothing; the next holder takes the number above
     # A lock from the far future is a clock's mistake, not a longer lease.
     return held if now < held.expires <= now + 2 * LEASE_S else None
@@ -132,6 +133,11 @@ def _holder(objects: ObjectStore, number: int, now: float) -> Holder | None:
 def _numbers(objects: ObjectStore) -> frozenset[int]:
     keys = (_KEY.fullmatch(item.key) for item in objects.list(PREFIX))
     return frozenset(int(key[1]) for key in keys if key is not None)
+
+
+def _printable(text: str) -> str:
+    """Text from a repository, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 def _key(number: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from stoker.backup.manifest import decode_document
-from stoker.backup.repository import DRILLS, LAST_DRILL, Repository, Snapshot
+from stoker.backup.repository import DRILLS, LAST_DRILL, Repository
 from stoker.errors import StokerError
 from stoker.objects.opening import open_objects
 from stoker.objects.store import ObjectMissing
@@ -45,15 +45,10 @@ def look(repository: Repository, before: BackupFigures | None = None) -> BackupF
         return replace(before or BackupFigures(), trouble=error.message)
 
 
-def made_at(snapshot: Snapshot) -> float:
-    """When a snapshot was made (Unix seconds), whatever the clock of the host that made it said of the future."""
-    return min(snapshot.created, snapshot.modified)
-
-
 def _look(repository: Repository) -> BackupFigures:
     snapshots = repository.snapshots()
     good = [snapshot for snapshot in snapshots if snapshot.manifest is not None]
-    newest = max(good, key=made_at, default=None)
+    newest = good[0] if good else None
     manifest = newest.manifest if newest is not None else None
     drill = repository.last_drill()
     return BackupFigures(
@@ -61,7 +56,7 @@ def _look(repository: Repository) -> BackupFigures:
         pinned=sum(snapshot.pinned for snapshot in snapshots),
         damaged=len(snapshots) - len(good),
         last_id=newest.id if newest is not None else None,
-        last_success_at=made_at(newest) if newest is not None else None,
+        last_success_at=newest.made if newest is not None else None,
         last_size_bytes=manifest.size if manifest is not None else None,
         last_sent_bytes=manifest.sent_bytes if manifest is not None else None,
         last_seconds=manifest.seconds if manifest is not None else None,
@@ -90,4 +85,7 @@ def _passed(drill: Mapping[str, Any] | None) -> bool:
 
 def _time(drill: Mapping[str, Any] | None) -> float | None:
     moment = drill.get("time") if drill is not None else None
-    return float(moment) if isinstance(moment, int | float) and math.isfinite(moment) else None
+    try:
+        return float(moment) if isinstance(moment, int | float) and math.isfinite(moment) else None
+    except OverflowError:
+        return None

@@ -42,6 +42,8 @@ PRUNE_LOCK: Final = PREFIX
 READERS: Final = 8
 """Manifests, or looks at small objects, that are under way at once."""
 SHOWN: Final = 10
+CLOCK_SLACK: Final = 60.0
+"""Seconds by which clocks of hosts and stores may differ without a word: stores tell times in whole seconds."""
 
 _OBJECT: Final = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 
@@ -68,6 +70,13 @@ class Snapshot:
     def created(self) -> float:
         """When it was made, in Unix seconds; from its name when the manifest cannot be read."""
         return id_time(self.id) if self.manifest is None else self.manifest.created
+
+    @property
+    def made(self) -> float:
+        """The same, but no later than its manifest was written: a host's clock that was ahead must not make the newest
+        snapshot of an old one.
+        """
+        return self.created if self.created <= self.modified + CLOCK_SLACK else self.modified
 
     def good(self) -> Manifest:
         """The manifest; DamagedSnapshot when it cannot be read."""
@@ -98,7 +107,7 @@ class Repository:
         pins = self.pins()
         with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(lambda item: self._read(item, pins), self._manifests())
-            return tuple(sorted(filter(None, read), key=lambda s: (s.created, s.id), reverse=True))
+            return tuple(sorted(filter(None, read), key=lambda s: (s.made, s.id), reverse=True))
 
     def snapshot(self, ref: str) -> Snapshot:
         """The snapshot that `ref` means: its name, a beginning that no other one has, or `latest`, the newest good one.

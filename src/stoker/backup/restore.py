@@ -58,7 +58,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One file: where it goes, and its content where that is at hand (configuration, secrets)."""
+    """One file: where it goes, and its content where that is at hand: the configuration file and what was sealed."""
 
     entry: Entry
     path: Path
@@ -164,7 +164,9 @@ def _plan(
         content = _small_content(repository, entry, sealer)
         if _is_configuration(entry) and content is not None:
             content = _placed(content, target)
-        steps.append(_Step(entry, path, _what(entry, path, content), content))
+        what = _what(entry, path, content)
+        # The rest is fetched again, for what a snapshot calls small may be much together.
+        steps.append(_Step(entry, path, what, content if entry.sealed or _is_configuration(entry) else None))
     return steps
 
 

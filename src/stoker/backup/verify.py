@@ -23,12 +23,14 @@ from stoker.backup.repository import (
 )
 from stoker.backup.sealing import Sealer, WrongKey
 from stoker.models.partial import Progress
-from stoker.objects.store import ObjectMissing
+from stoker.objects.store import ObjectMissing, StorageError
 
 SMALL: Final = 1 << 20
 """Objects up to this many bytes are always read."""
 WORKERS: Final = 4
 """Objects that are read at once."""
+PATIENCE: Final = 8
+"""Objects that the store may fail to give before it counts as one that cannot be read at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,14 @@ def verify(
 
     def look(digest: str) -> str | None:
         entry = entries[digest]
-        if digest not in chosen:
-            return None if repository.has(digest, entry.size) else "is missing, or has another size"
-        return reader.open(entry, sealer) if entry.sealed else reader.read(entry)
+        try:
+            if digest not in chosen:
+                return None if repository.has(digest, entry.size) else "is missing, or has another size"
+            return reader.open(entry, sealer) if entry.sealed else reader.read(entry)
+        except StorageError as error:
+            # A bad sector must not hide what else is damaged.
+            reader.failed(error)
+            return f"cannot be read: {error.message}"
 
     with ThreadPoolExecutor(WORKERS) as pool, reader:
         for digest, what in zip(entries, pool.map(look, entries), strict=True):
@@ -126,6 +133,7 @@ class _Reader:
         self._total = total
         self._lock = Lock()
         self._over = False
+        self._failures = 0
         self.done = 0
 
     def __enter__(self) -> Self:
@@ -164,6 +172,13 @@ class _Reader:
         except WrongKey as error:
             return f"cannot be opened: {error.message}"
         return None
+
+    def failed(self, error: StorageError) -> None:
+        """Count a failure of the store; raises it when there were too many."""
+        with self._lock:
+            self._failures += 1
+            if self._failures > PATIENCE:
+                raise error
 
     def _passed(self, size: int) -> None:
         with self._lock:

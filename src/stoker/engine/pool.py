@@ -110,10 +110,11 @@ class ModelPool:
         self._changed.set()
         for waiter in self._waiters.values():
             if not waiter.done():
-                waiter.set_exception(NotReady("the server is stopping", retry_after=5))
+                waiter.set_exception(NotReady(self._refusal, retry_after=5))
         for engine in self.engines:
             engine.stop()
-        await asyncio.gather(*self._owners)
+        if self._owners:  # whoever gives up waiting for them must not end them: they see to their children
+            await asyncio.wait(self._owners)
 
     @property
     def ready(self) -> bool:
@@ -267,7 +268,7 @@ class ModelPool:
     def _explain_death(self, error: EngineDied, *, begun: bool, attempts: int) -> None:
         """Raise what the caller must hear, or return when the request is to be tried again."""
         if self._closed:
-            raise NotReady("the server stopped before the answer was complete", retry_after=5) from None
+            raise NotReady(f"the answer is incomplete: {self._refusal}", retry_after=5) from None
         if begun:
             raise EngineDied(f"the answer is incomplete: {error.message}; send the request again", retry_after=1)
         if attempts >= ATTEMPTS:
@@ -302,6 +303,8 @@ class ModelPool:
         """Refuse what cannot be served: a full line, a hopeless deadline, a model that is down."""
         if self.failed:
             raise NotReady(f"model {self.settings.identity.name} is down: {self.trouble()}")
+        if self._closed:  # nobody would ever be served, not even who was let in
+            raise NotReady(self._refusal, retry_after=5)
         if ticket.served or ticket.admitted:
             return
         if self._refusal:

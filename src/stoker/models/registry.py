@@ -281,7 +281,7 @@ class ModelRegistry:
             )
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SourceError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SourceError) as error:
             raise ModelFileError(
                 f"{path}: this entry of the model registry cannot be read ({type(error).__name__}); delete it, "
                 "then add the model again"

@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 from stoker.engine.pool import ModelPool
-from stoker.errors import NotFound, RequestError, StokerError
+from stoker.errors import NotFound, NotReady, RequestError, StokerError
 from stoker.evaluation.sets import BadSet, load_set, parse_set, smoke_set
 from stoker.observability.logging import get_logger
 from stoker.observability.snapshot import RolloutFigures
@@ -32,9 +32,10 @@ from stoker.rollout.record import (
     Version,
     resumed,
 )
-from stoker.rollout.shelf import KEPT, Pin
+from stoker.rollout.shelf import KEPT, Pin, ShelfFull
 
 LOOK_S: Final = 0.1
+CANCEL_AGAIN_S: Final = 1.0
 ANSWER_S: Final = 10.0
 """Seconds for which an act is waited for before it is answered with how things stand."""
 PROMOTABLE: Final = frozenset[Phase]({"waiting", "canary", "baking"})
@@ -59,6 +60,7 @@ class Conductor:
         self._journey: Journey | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._closed = False
         self._news = asyncio.Event()
         self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
 
@@ -74,16 +76,20 @@ class Conductor:
                 now = resumed(rollout, self._engines.serving(rollout.model))
             except StokerError as error:  # the model is not configured any more
                 now = rollout.changed(phase="failed", reason=error.message, warm=False)
-            await asyncio.to_thread(self._shelf.save, now)
+            try:
+                await asyncio.to_thread(self._shelf.save, now)
+            except ShelfFull as error:  # no reason to serve nobody
+                _log.error("a rollout was not written down", rollout=now.id, reason=error.message)
             self._note(now)
             if not now.ended:
                 self._set_out(now, None)
 
     async def close(self) -> None:
         """Leave off; what is under way is taken up at the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._closed = True
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # again and again: once may have been taken for the word to roll back
+            await asyncio.wait({self._task}, timeout=CANCEL_AGAIN_S)
 
     async def replaces(self, model: str, pool: ModelPool) -> bool:
         """Whether another version takes the place of engines that do not start; returns when that is known."""
@@ -103,6 +109,7 @@ class Conductor:
             ModelNotFound: there is no such version, or no such model is served.
             RequestError: what is ordered makes no sense.
             DoesNotFit: both versions do not fit at once, and no gap is accepted.
+            NotReady: the server is stopping.
         """
         if self._task is not None and self.current() is None:
             await asyncio.wait({self._task}, timeout=ANSWER_S)  # the last one's engines are being cleared away
@@ -112,6 +119,8 @@ class Conductor:
             intent = await self._intent(order)
             if intent.refusal is not None and not order.accept_gap:
                 raise intent.refusal
+            if self._closed:
+                raise NotReady("the server is stopping; start the rollout when it runs again")
             rollout = Rollout(
                 id=f"rol-{token_hex(8)}",
                 model=intent.model,
@@ -172,7 +181,7 @@ class Conductor:
         journey = self._under(rollout_id, PROMOTABLE, "there is nothing to promote")
         _log.info("rollout promoted", rollout=rollout_id, by=by)
         journey.promote()
-        return await self._left(journey, journey.rollout.phase)
+        return await self._left(self._told(rollout_id))
 
     async def rollback(self, rollout_id: str, by: str | None) -> Rollout:
         """Have the old version serve everybody again, at once where it is warm; RolloutConflict, NotFound."""
@@ -189,7 +198,7 @@ class Conductor:
         )
         journey = self._under(rollout_id, REVERSIBLE, otherwise)
         journey.undo("rolled_back", f"rolled back by {by or 'an administrator'}")
-        return await self._left(journey, rollout.phase)
+        return await self._left(rollout)
 
     async def abort(self, rollout_id: str, by: str | None) -> Rollout:
         """End a rollout before the switch; RolloutConflict, NotFound."""
@@ -197,7 +206,7 @@ class Conductor:
         otherwise = "the switch was made" + (": `rollback` takes it back" if rollout.phase == "baking" else "")
         journey = self._under(rollout_id, ABORTABLE, otherwise)
         journey.undo("aborted", f"aborted by {by or 'an administrator'}")
-        return await self._left(journey, rollout.phase)
+        return await self._left(rollout)
 
     async def changed(self, rollout_id: str, seen: int, seconds: float) -> Rollout:
         """A rollout when its revision is another than `seen`, or after so many seconds; NotFound."""
@@ -238,12 +247,12 @@ class Conductor:
             raise RolloutConflict(f"rollout {rollout.id} is {rollout.phase}: {otherwise}")
         return journey
 
-    async def _left(self, journey: Journey, phase: Phase) -> Rollout:
+    async def _left(self, before: Rollout) -> Rollout:
         """The rollout once it is in another phase, or as it is after a while."""
-        limit = time.monotonic() + ANSWER_S
-        while journey.rollout.phase == phase and time.monotonic() < limit:
-            await self.changed(journey.rollout.id, journey.rollout.revision, limit - time.monotonic())
-        return journey.rollout
+        limit, now = time.monotonic() + ANSWER_S, before
+        while now.phase == before.phase and (left := limit - time.monotonic()) > 0:
+            now = await self.changed(now.id, now.revision, left)
+        return now
 
     def _set_out(self, rollout: Rollout, candidate: Candidate | None) -> None:
         self._journey = Journey(rollout, self._means, self._note)
@@ -301,7 +310,7 @@ class Conductor:
                 chosen = await asyncio.to_thread(smoke_set if path is None else partial(load_set, path))
         except BadSet as error:
             raise RequestError(error.message, param="evaluation") from None
-        return checked(chosen, self._engines.pools)
+        return await asyncio.to_thread(checked, chosen, self._engines.pools)
 
 
 @dataclass(frozen=True, slots=True)

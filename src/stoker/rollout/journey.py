@@ -112,7 +112,7 @@ class Journey:
     async def _try(self, candidate: Candidate | None) -> None:
         """Everything before the new version serves everybody."""
         rollout, options = self.rollout, self.rollout.options
-        gate = Gate(options.evaluation, self._engines.pools, self._tell)
+        gate = await asyncio.to_thread(Gate, options.evaluation, self._engines.pools, self._tell)
         if options.gap:
             await gate.ask_before(self._engines.pools[rollout.model])
             await self._make_room()
@@ -127,7 +127,6 @@ class Journey:
         if options.promotion == "manual" and not rollout.promoted:
             await self._enter("waiting", "waits for `stoker rollout promote`")
             await self._promoted.wait()
-            self._promoted.clear()
         if options.canary > 0:
             await self._canary(pool)
 
@@ -167,7 +166,7 @@ class Journey:
         if self._new is None:
             raise StokerError("there is no new version to switch to")
         self._baseline = self._level(rollout.before, 0.0)
-        await asyncio.to_thread(self._pin, rollout.after)
+        await _surely(self._pin, rollout.after)
         until, warm_old = time.time() + rollout.options.bake, not rollout.options.gap
         await self._enter("baking", "serves everybody", until=until, warm=warm_old, promoted=True)
         old, pools[rollout.model] = pools[rollout.model], self._new
@@ -218,11 +217,14 @@ class Journey:
             reason = worse(old, new, self._config)
             if (ready_at is None and _does_not_start(pool)) or (ready_at is not None and now - ready_at > SILENT_S):
                 reason = f"the new version does not answer: {pool.trouble()}"
-            if reason is not None:
+            if reason is not None and not self._stranded(pool):
                 raise Undone("rolled_back", reason)
             self._tell({"before": _figures(old), "after": _figures(new), "seconds_left": round(max(left, 0.0), 1)})
             await asyncio.sleep(min(LOOK_S, max(left, BRIEFLY_S)))
-        self._promoted.clear()
+
+    def _stranded(self, new: ModelPool) -> bool:
+        """Whether a new version that answers is all there is: the old one ended, or is still being loaded."""
+        return new.ready and self._old is not None and not self._old.ready
 
     # -- the way back ----------------------------------------------------------------------------------------------
 
@@ -230,14 +232,17 @@ class Journey:
         """Have the old version serve everybody, and clear the new one away."""
         self._leaving = True
         rollout, aside = self.rollout, self._engines.aside
-        if rollout.phase == "retiring":  # what breaks now concerns the old version alone
+        if rollout.phase == "retiring" and self._ending is None:  # what breaks now concerns the old version alone
+            if self._old is not None:
+                await self._finish(self._old)
+                aside.pop(self._name_of(rollout.before), None)
             await self._enter("succeeded", f"{rollout.after.ref} serves; {end.reason}", warm=False)
             return
         outcome: Phase = "rolled_back" if rollout.switched else end.outcome
         reason, new = end.reason, self._new
         self._trials.pop(rollout.model, None)
         try:
-            await asyncio.to_thread(self._pin, rollout.before)
+            await _surely(self._pin, rollout.before)
         except ShelfFull as error:
             reason += f"; a restart would bring the new version back: {error.message}"
         if self._old is not None:
@@ -285,6 +290,7 @@ class Journey:
         while quiet < QUIET_S and time.monotonic() < limit:
             await asyncio.sleep(BRIEFLY_S)
             quiet = 0.0 if pool.running or len(pool.line) else quiet + BRIEFLY_S
+        pool.refuse_new(_replaced(self.rollout.model))
         await pool.stop()
 
     # -- writing down ----------------------------------------------------------------------------------------------
@@ -300,6 +306,7 @@ class Journey:
 
     async def _enter(self, phase: Phase, note: str = "", **changes: Any) -> None:
         await self._put(self.rollout.at(phase, note, **changes))
+        self._promoted.clear()  # whoever said the word until now saw the phase before
 
     async def _put(self, rollout: Rollout) -> None:
         """Write the rollout down, then let it be seen.
@@ -308,7 +315,7 @@ class Journey:
         """
         self.rollout = rollout
         try:
-            await asyncio.to_thread(self._shelf.save, rollout)
+            await _surely(self._shelf.save, rollout)
         except ShelfFull as error:
             if not (rollout.switched or rollout.ended):
                 raise
@@ -319,6 +326,16 @@ class Journey:
         """Let progress be seen; it is not worth writing down."""
         self.rollout = self.rollout.changed(progress=progress)
         self._changed(self.rollout)
+
+
+async def _surely(write: Callable[..., None], *given: Any) -> None:
+    """Write in a thread, and when cancelled wait for its end all the same: what is written next must come after it."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write, *given))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})
+        raise
 
 
 def _does_not_start(pool: ModelPool) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +69,8 @@ class Shelf:
     def save(self, rollout: Rollout) -> None:
         """Keep a rollout as it stands; ShelfFull when that cannot be written."""
         self._write(self._directory / f"{rollout.id}.json", rollout.saved())
+        if rollout.ended:
+            self._tidy()
 
     def load(self) -> list[Rollout]:
         """The rollouts that are kept, oldest first. One that makes no sense any more is left out."""
@@ -80,9 +83,14 @@ class Shelf:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         found.sort(key=lambda rollout: rollout.created)
-        for old in found[:-KEPT]:
-            (self._directory / f"{old.id}.json").unlink(missing_ok=True)
         return found[-KEPT:]
+
+    def _tidy(self) -> None:
+        """Forget the rollouts that changed longest ago."""
+        with suppress(OSError):  # another time, then
+            kept = [path for path in self._directory.glob("rol-*.json") if _ID.fullmatch(path.stem)]
+            for old in sorted(kept, key=lambda path: (path.stat().st_mtime_ns, path.name))[:-KEPT]:
+                old.unlink(missing_ok=True)
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
         try:

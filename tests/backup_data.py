@@ -60,6 +60,7 @@ class Data:
 
     def create(self, repository: Repository, options: Options = PLAIN, **values: Any) -> Created:
         """A snapshot of it."""
+        self.data_dir.mkdir(exist_ok=True)
         return create(self.settings(**values), repository, options, Quiet())
 
 

@@ -23,7 +23,7 @@ from stoker.lineup import PlannedModel, plan_beside
 from stoker.models.registry import ModelRegistry
 from stoker.rollout.engines import Candidate
 from stoker.rollout.record import DoesNotFit, Version
-from stoker.vitals import read_vitals
+from stoker.vitals import private_bytes
 
 CANARY_SHARE = 1 / 3
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of `sun_path`, unix(7)
@@ -97,6 +97,13 @@ class Fleet:
         version = Version(planned.ref, identity.version, identity.digest)
         return Candidate(version, pool, plan.needed_bytes, plan.granted_bytes)
 
+    async def fits_instead(self, model: str, ref: str) -> None:
+        """Return when a version would fit if the running one were gone; DoesNotFit when it would not even then."""
+        try:
+            await asyncio.to_thread(self._plan, self._config(model), ref, self.pools[model], instead=True)
+        except PlanError as error:
+            raise DoesNotFit(f"{ref} does not fit, not even alone: {error.message}") from None
+
     def _config(self, model: str) -> ModelConfig:
         config = self._configs.get(model)
         if config is None or config.source is None:
@@ -113,10 +120,13 @@ class Fleet:
         taken = {engine.name.rpartition("/")[0] for pool in self.all() for engine in pool.engines}
         return f"{name}-{digest[:8]}" if name in taken else name
 
-    def _plan(self, config: ModelConfig, ref: str, serving: ModelPool) -> tuple[PlannedModel, Plan]:
-        """Plan a version in what is left when all engines have taken what they were promised."""
+    def _plan(
+        self, config: ModelConfig, ref: str, serving: ModelPool, *, instead: bool = False
+    ) -> tuple[PlannedModel, Plan]:
+        """Plan a version in what is left when all engines have what they were promised, or all but the serving ones."""
         as_now = self._plan_of(serving)
-        planned = plan_beside(self._settings, config, ref, as_now, untouched=self._untouched())
+        untouched = self._untouched() - (as_now.needed_bytes if instead else 0)
+        planned = plan_beside(self._settings, config, ref, as_now, untouched=untouched)
         return planned, planned.plan or as_now
 
     def _plan_of(self, pool: ModelPool) -> Plan:
@@ -129,7 +139,8 @@ class Fleet:
         """Bytes that running engines were promised and have not taken so far, each model for itself."""
         running = [pool for pool in self.all() if not (pool.stopped or pool.failed)]
         pids = {pool: [engine.pid for engine in pool.engines if engine.pid is not None] for pool in running}
-        held = read_vitals(self._settings.data_dir, [pid for of in pids.values() for pid in of]).memory.engines
+        # Weights are mapped: a machine without limits counts them as free, though the engine holds them.
+        held = private_bytes([pid for of in pids.values() for pid in of])
         plans = {pool: self._made[pool].plan for pool in running}
         left = [
             plan.needed_bytes - sum(held.get(pid, 0) for pid in pids[pool])

@@ -90,6 +90,17 @@ def read_vitals(data_dir: Path, engine_pids: Sequence[int], root: Path = Path("/
     return Vitals(memory, _disk(data_dir), cpus)
 
 
+def private_bytes(pids: Sequence[int], root: Path = Path("/")) -> dict[int, int]:
+    """Bytes in memory that each process has for itself, mapped files left out, by proc(5); 0 for one that is gone."""
+    found = {}
+    for pid in pids:
+        found[pid] = 0
+        with suppress(OSError, ValueError, IndexError):
+            _, resident, shared, *_ = (root / f"proc/{pid}/statm").read_text().split()
+            found[pid] = max(int(resident) - int(shared), 0) * _PAGE
+    return found
+
+
 def _resident(root: Path, pid: int) -> int:
     """Bytes of a process that are in memory, by proc(5); 0 for one that is gone."""
     with suppress(OSError, ValueError, IndexError):

@@ -122,11 +122,17 @@ def stage(restored: Mapping[str, Any], stored: Sequence[str], data_dir: Path, wa
     kept = {name: value for name, value in restored.items() if name in KEPT}
     models = [dict(model) for model in kept.get("models", ())]
     files = [model for model in models if model.get("source") is not None]
-    left_out = tuple(f"{model['name']} (by URL)" for model in models if model.get("source") is None)
+    # A program that a repository names is not run because a timer says so: whoever writes there must not rule here.
+    commands = [model["name"] for model in files if model.pop("command", None)]
+    by_url = [f"{model['name']} (by URL)" for model in models if model.get("source") is None]
+    left_out = (
+        *by_url,
+        *(f"the program that {name} is served with; the usual one serves it here" for name in commands),
+    )
     if not models:
         files = _newest(stored)
     if not files:
-        raise DrillError(f"the snapshot serves no model of its own, only {', '.join(left_out)}: nothing can be tried")
+        raise DrillError(f"the snapshot serves no model of its own, only {', '.join(by_url)}: nothing can be tried")
     _refuse_others(files, stored)
     names = [model["name"] for model in files]
     default = kept.get("default_model")

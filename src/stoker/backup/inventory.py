@@ -73,10 +73,10 @@ def take_inventory(
         ModelFileError, CannotBackUp: something is missing or cannot be read; nothing was sent.
     """
     found = find_models(settings, progress)
-    if not found.models and not settings.models and not settings.data_dir.is_dir():
+    if not found.models and not settings.data_dir.is_dir():
         raise CannotBackUp(
-            f"{settings.data_dir}: there is no such data directory, and no model elsewhere: a snapshot would be empty; if "
-            "it is on another disk, mount that, else name the right one (`--data-dir`)"
+            f"{settings.data_dir}: there is no such data directory, and no model elsewhere: a snapshot would be empty; "
+            "if it is on another disk, mount that, else name the right one (`--data-dir`)"
         )
     return (
         *_models(found),

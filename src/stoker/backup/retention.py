@@ -60,7 +60,8 @@ class _Rule:
 
 def check_policy(policy: RetentionConfig) -> None:
     """Raises EmptyPolicy when the policy has no rule: what would remove everything is a mistake."""
-    if policy.last is None and not _rules(policy) and not policy.tags:
+    # An empty tag is none: it comes of a shell's variable that nobody set.
+    if policy.last is None and not _rules(policy) and not any(tag.strip() for tag in policy.tags):
         raise EmptyPolicy(
             "no rule says which snapshots to keep, so none is removed; give some, such as --keep-last 7 "
             "--keep-weekly 4, or set backup.retention in the configuration"

@@ -43,13 +43,16 @@ class Sealer:
         passphrase: at least MIN_PASSPHRASE characters.
 
     Raises:
-        WrongKey: it is too short to protect anything.
+        WrongKey: it is too short to protect anything, or no text.
     """
 
     def __init__(self, passphrase: str) -> None:
         if len(passphrase) < MIN_PASSPHRASE:
             raise WrongKey(f"the backup key is too short: it needs at least {MIN_PASSPHRASE} characters")
-        self._passphrase = passphrase.encode()
+        try:
+            self._passphrase = passphrase.encode()
+        except UnicodeEncodeError:
+            raise WrongKey("the backup key is no text: it must be UTF-8") from None
         self._salt = os.urandom(16)
         self._keys: dict[tuple[int, int, int, bytes], AESGCM] = {}
 

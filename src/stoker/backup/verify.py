@@ -105,6 +105,7 @@ def verify(
         for digest, what in zip(entries, pool.map(look, entries), strict=True):
             if what is not None:
                 bad += [Bad(name, entry.path, digest, f"{object_key(digest)} {what}") for name, entry in users[digest]]
+    reader.expect_some(len(entries))
     bad += _bad_pins(repository)
     bad += _bad_drills(repository)
     return Verified(len(chosen), reader.done, tuple(bad))
@@ -133,7 +134,7 @@ class _Reader:
         self._total = total
         self._lock = Lock()
         self._over = False
-        self._failures = 0
+        self._failures: list[StorageError] = []
         self.done = 0
 
     def __enter__(self) -> Self:
@@ -176,9 +177,14 @@ class _Reader:
     def failed(self, error: StorageError) -> None:
         """Count a failure of the store; raises it when there were too many."""
         with self._lock:
-            self._failures += 1
-            if self._failures > PATIENCE:
+            self._failures.append(error)
+            if len(self._failures) > PATIENCE:
                 raise error
+
+    def expect_some(self, looked_at: int) -> None:
+        """Raise the store's failure where it did not give the most of so many objects."""
+        if len(self._failures) * 2 > looked_at:
+            raise self._failures[0]
 
     def _passed(self, size: int) -> None:
         with self._lock:

@@ -360,7 +360,14 @@ def pin(snapshot: Ref, *, repository: Place = None, config: ConfigFile = None, d
 @app.command()
 def unpin(snapshot: Ref, *, repository: Place = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
     """Let the rules decide about a pinned snapshot again. Example: `stoker backup unpin 20261124T0300`"""
+    from stoker.backup.repository import snapshot_key
+
     _, place = opened(repository, config)
+    if snapshot in place.pins() and place.objects.info(snapshot_key(snapshot)) is None:
+        if not dry_run:
+            place.unpin(snapshot)
+        tables.say(f"{'would be ' if dry_run else ''}unpinned: {snapshot}, which is not there any more")
+        return
     found = place.snapshot(snapshot)
     if not dry_run:
         place.unpin(found.id)

@@ -21,18 +21,21 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
+from pydantic import ValidationError
 
 from stoker import __version__
+from stoker.backup.configured import files_of
 from stoker.backup.drill import Drill, DrillError, Stage, Step, UnknownModel, stage
 from stoker.backup.manifest import Kind, Manifest
 from stoker.backup.repository import Repository
-from stoker.backup.restore import restore
+from stoker.backup.restore import CONFIG_FILE, restore
 from stoker.backup.sealing import Sealer
 from stoker.cli.backup_words import octets
 from stoker.cli.progress import counting, watching
 from stoker.cli.temporary import temporary_server
-from stoker.config.loading import read_yaml
-from stoker.errors import StokerError
+from stoker.config.loading import explain, read_yaml
+from stoker.config.settings import ExactSettings
+from stoker.errors import ConfigError, StokerError
 from stoker.evaluation.asking import HttpAsker
 from stoker.evaluation.report import Report, document
 from stoker.evaluation.run import run_evaluation
@@ -160,7 +163,7 @@ class Drilling:
 
     def _stage(self, target: Path) -> tuple[Stage, EvaluationSet]:
         """The server's configuration and what it will be asked."""
-        restored = read_yaml(target / "stoker.yaml") if (target / "stoker.yaml").exists() else {}
+        restored = _restored_settings(target)
         by_age = sorted(ModelRegistry(target).list(), key=lambda model: model.added)
         staged = stage(restored, [model.ref for model in by_age], target, self._order.model)
         return staged, self._order.the_set or _own_set(restored)
@@ -210,6 +213,22 @@ def _about(snapshot: str, place: Repository) -> list[str]:
     """Which snapshot it is, and whether newer ones are damaged."""
     newer = [one.id for one in place.snapshots() if one.manifest is None and one.id > snapshot]
     return [snapshot, *(f"DAMAGED and newer: {name}" for name in newer)]
+
+
+def _restored_settings(target: Path) -> dict[str, Any]:
+    """The restored configuration file; raises ConfigError, DrillError when a server would stumble over it, or when it
+    names a file outside, which belongs to this host and not to the snapshot.
+    """
+    file = target / CONFIG_FILE
+    restored = read_yaml(file) if file.exists() else {}
+    try:
+        settings = ExactSettings(**restored)
+    except ValidationError as error:
+        raise ConfigError(explain(error, file)) from None
+    for path in files_of(settings):
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise DrillError(f"the restored configuration names {path}, which is not in the snapshot: make a new one")
+    return restored
 
 
 def _own_set(restored: Mapping[str, Any]) -> EvaluationSet:

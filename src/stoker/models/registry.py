@@ -26,6 +26,17 @@ from stoker.models.names import Reference, check_name, name_from_file, next_vers
 from stoker.models.partial import Partial, Progress, Quiet, cannot_write, hash_file, sync_directory, write_atomically
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    SourceError,
+)
+"""What an entry that makes no sense may be met with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +292,7 @@ class ModelRegistry:
             )
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SourceError) as error:
+        except _UNREADABLE as error:
             raise ModelFileError(
                 f"{path}: this entry of the model registry cannot be read ({type(error).__name__}); delete it, "
                 "then add the model again"

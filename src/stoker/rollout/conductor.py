@@ -283,17 +283,22 @@ class Conductor:
             candidate = await self._engines.prepare(model, after.ref)
         except DoesNotFit as error:
             refusal = error
+            await self._engines.fits_instead(model, after.ref)
         options = await self._options(order, gap=refusal is not None)
         return Intent(model, before, after, options, candidate, refusal)
 
     async def _options(self, order: Order, *, gap: bool) -> Options:
         config = self._config
         canary = config.canary if order.canary is None else order.canary
+        if gap and order.promotion == "manual":
+            raise RequestError(
+                "to wait for a word would leave the model away, for there is no room for both", param="promotion"
+            )
         if gap and order.canary:
             raise RequestError("a canary needs both versions at once, for which there is no room", param="canary")
         return Options(
             evaluation=None if order.skip_evaluation else await self._evaluation(order),
-            promotion=order.promotion or config.promotion,
+            promotion="auto" if gap else order.promotion or config.promotion,
             canary=0.0 if gap else canary,
             canary_time=config.canary_time if order.canary_time is None else order.canary_time,
             bake=config.bake if order.bake is None else order.bake,

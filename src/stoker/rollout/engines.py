@@ -54,6 +54,9 @@ class Engines(Protocol):
             DoesNotFit: there is no room for it; with figures.
         """
 
+    async def fits_instead(self, model: str, ref: str) -> None:
+        """Return when a version would fit if the running one were gone; DoesNotFit when it would not even then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Means:

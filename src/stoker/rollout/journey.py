@@ -285,11 +285,12 @@ class Journey:
         await self._finish(old)
 
     async def _finish(self, pool: ModelPool) -> None:
-        """Stop a version's engines when its requests have ended, or have taken too long."""
-        limit, quiet = time.monotonic() + self._config.drain, 0.0
-        while quiet < QUIET_S and time.monotonic() < limit:
+        """Stop a version's engines when its requests have ended or taken too long, or when none of them answers any."""
+        limit, quiet, silent = time.monotonic() + self._config.drain, 0.0, 0.0
+        while quiet < QUIET_S and silent < SILENT_S and time.monotonic() < limit:
             await asyncio.sleep(BRIEFLY_S)
             quiet = 0.0 if pool.running or len(pool.line) else quiet + BRIEFLY_S
+            silent = 0.0 if pool.ready else silent + BRIEFLY_S
         pool.refuse_new(_replaced(self.rollout.model))
         await pool.stop()
 

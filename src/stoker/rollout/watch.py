@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from stoker.config import RolloutConfig
+from stoker.errors import Overloaded
 from stoker.observability.metrics import COMPUTED
 from stoker.observability.record import SERVER_ERRORS, Record
 from stoker.types import Priority
 
+CLIENT_ERRORS: Final = 400
 KEPT: Final = 5000
 """Requests that are remembered of each version."""
 VERSIONS: Final = 16
@@ -22,16 +24,25 @@ WINDOW_S: Final = 300.0
 """Seconds over which a version is judged: what went well long ago must not hide what goes wrong now."""
 SLOWER_BY_S: Final = 0.1
 """A first token that comes later by less than this has slowed nobody down, whatever the ratio."""
+PACE_SLOWER_BY_S: Final = 0.02
+"""The same for a later token."""
+PACED_TOKENS: Final = 8
+"""Later tokens that an answer needs for its pace to say something."""
 LATENCY_SAMPLES: Final = 3
 """Times `min_requests` from which latency is judged: its 95th percentile needs more than a rate does."""
 
 
 class Seen(NamedTuple):
-    """One request: when it ended (monotonic), whether the server failed it, seconds to its first computed token."""
+    """One request: when it ended (monotonic), whether the server failed it, and how quick the engine was: seconds from
+    the slot to the first computed token, and for each token after it.
+
+    The time in the waiting line is not in them: a rush of users is not the version's doing.
+    """
 
     at: float
     failed: bool
     first_token_s: float | None
+    token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,8 @@ class Level:
     failed: int = 0
     timed: int = 0
     ttft_p95: float | None = None
+    paced: int = 0
+    tpot_p95: float | None = None
 
     @property
     def error_rate(self) -> float | None:
@@ -56,16 +69,25 @@ class Watch:
         self._seen: OrderedDict[str, deque[Seen]] = OrderedDict()
 
     def see(self, record: Record) -> None:
-        """A request's record was closed. What a client gave up says nothing; a job's time is not a user's."""
-        if record.model is None or record.disconnected:
+        """A request's record was closed. Says nothing of the version: what a client gave up or asked wrongly, what a
+        full line refused, and how quickly a job was done.
+        """
+        error, status = record.error, record.status
+        failed = status >= SERVER_ERRORS or (error is not None and error.status >= SERVER_ERRORS)
+        silent = record.disconnected or isinstance(error, Overloaded) or (status >= CLIENT_ERRORS and not failed)
+        if record.model is None or silent:
             return
-        error = record.error
-        failed = record.status >= SERVER_ERRORS or (error is not None and error.status >= SERVER_ERRORS)
-        first = record.timings.first_token_ms
-        timed = first >= 0 and record.cache in COMPUTED and not _is_job(record)
-        self.note(record.model.digest, failed=failed, first_token_s=first / 1000 if timed else None)
+        timings, later = record.timings, record.usage.completion_tokens - 1
+        timed = timings.first_token_ms >= 0 and record.cache in COMPUTED and not _is_job(record)
+        paced = timed and not failed and later >= PACED_TOKENS
+        self.note(
+            record.model.digest,
+            failed=failed,
+            first_token_s=(timings.first_token_ms - max(timings.queue_ms, 0.0)) / 1000 if timed else None,
+            token_s=(timings.total_ms - timings.first_token_ms) / 1000 / later if paced else None,
+        )
 
-    def note(self, digest: str, *, failed: bool, first_token_s: float | None) -> None:
+    def note(self, digest: str, *, failed: bool, first_token_s: float | None, token_s: float | None = None) -> None:
         """A request has ended."""
         seen = self._seen.get(digest)
         if seen is None:
@@ -73,7 +95,7 @@ class Watch:
             if len(self._seen) > VERSIONS:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(digest)
-        seen.append(Seen(time.monotonic(), failed, first_token_s))
+        seen.append(Seen(time.monotonic(), failed, first_token_s, token_s))
 
     def level(self, digest: str, since: float = -math.inf, until: float = math.inf) -> Level:
         """The level of a version between two instants of `time.monotonic()`."""
@@ -87,13 +109,16 @@ def _is_job(record: Record) -> bool:
 def level(seen: Iterable[Seen]) -> Level:
     """The level that requests add up to."""
     requests = failed = 0
-    times = []
+    firsts: list[float] = []
+    paces: list[float] = []
     for one in seen:
         requests += 1
         failed += one.failed
         if one.first_token_s is not None:
-            times.append(one.first_token_s)
-    return Level(requests, failed, len(times), percentile(times, 0.95))
+            firsts.append(one.first_token_s)
+        if one.token_s is not None:
+            paces.append(one.token_s)
+    return Level(requests, failed, len(firsts), percentile(firsts, 0.95), len(paces), percentile(paces, 0.95))
 
 
 def percentile(values: list[float], share: float) -> float | None:
@@ -119,12 +144,21 @@ def worse(before: Level, after: Level, limits: RolloutConfig) -> str | None:
                 f"{bound:.1%} that are allowed"
             )
     samples = LATENCY_SAMPLES * limits.min_requests
-    if after.ttft_p95 is None or before.ttft_p95 is None or min(after.timed, before.timed) < samples:
-        return None
-    bound = max(before.ttft_p95 * limits.latency_ratio, before.ttft_p95 + SLOWER_BY_S)
-    if after.ttft_p95 > bound:
-        return (
-            f"the first token takes {after.ttft_p95 * 1000:.0f} ms at the 95th percentile, more than the "
-            f"{bound * 1000:.0f} ms that are allowed after {before.ttft_p95 * 1000:.0f} ms before"
-        )
+    if min(before.timed, after.timed) >= samples:
+        slower = _slower("the first token", before.ttft_p95, after.ttft_p95, limits.latency_ratio, SLOWER_BY_S)
+        if slower is not None:
+            return slower
+    if min(before.paced, after.paced) >= samples:
+        return _slower("each later token", before.tpot_p95, after.tpot_p95, limits.latency_ratio, PACE_SLOWER_BY_S)
     return None
+
+
+def _slower(what: str, before: float | None, after: float | None, ratio: float, least: float) -> str | None:
+    """In words that something takes longer than it may; None when it does not."""
+    if before is None or after is None or after <= max(before * ratio, before + least):
+        return None
+    bound = max(before * ratio, before + least)
+    return (
+        f"{what} takes {after * 1000:.0f} ms at the 95th percentile, more than the {bound * 1000:.0f} ms that are "
+        f"allowed after {before * 1000:.0f} ms before"
+    )

@@ -9,16 +9,16 @@ import pytest
 from tests.rollouts import Rolling, Users, real_versions
 from tests.running import Stoker
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
 def test_good_versions_take_over_and_a_bad_one_is_refused(tmp_path: Path, model_path: Path) -> None:
     settings = real_versions(tmp_path, model_path, bad="3", good=("1", "2"))
     with Stoker(tmp_path, settings) as server:
         rolling = Rolling(server)
-        with Users(server.url, clients=2, max_tokens=16) as users:
-            good = rolling.until(rolling.start("2", model="smollm2@2", evaluation=None), within_s=120)
-            bad = rolling.until(rolling.start("3", model="smollm2@3", evaluation=None), within_s=120)
+        with Users(server.url, clients=2, max_tokens=8) as users:
+            good = rolling.until(rolling.start("2", model="smollm2@2", evaluation=None), within_s=250)
+            bad = rolling.until(rolling.start("3", model="smollm2@3", evaluation=None), within_s=250)
         assert (good["phase"], bad["phase"]) == ("succeeded", "refused"), (good["reason"], bad["reason"])
         assert users.wrong == []
         assert users.asked > 20

@@ -93,7 +93,7 @@ def test_the_grace_period_ends(tmp_path: Path, slow: FakeModel) -> None:
         wait_running(stoker, 1)
         stoker.process.send_signal(signal.SIGTERM)
         assert stoker.process.wait(15) == 0
-        assert "the server stopped" in raw.result()
+        assert "the answer is incomplete: the server is stopping" in raw.result()
 
 
 def test_a_server_whose_terminal_is_gone_still_finishes_what_it_accepted(tmp_path: Path, slow: FakeModel) -> None:

@@ -37,6 +37,13 @@ def test_only_how_models_answer_is_taken_over() -> None:
     Settings(**staged)
 
 
+def test_a_program_that_a_snapshot_names_is_not_run() -> None:
+    restored = {"models": [{"name": "chat", "source": "chat@1", "command": ["/bin/harm", "{socket}"]}]}
+    staged = stage(restored, ["chat@1"], DATA)
+    assert staged.settings["models"] == ONE["models"]
+    assert "program" in staged.left_out[0]
+
+
 def test_every_kept_setting_is_one() -> None:
     assert set(Settings.model_fields) >= KEPT
 

@@ -85,6 +85,7 @@ def test_an_empty_repository(verb: str, tmp_path: Path) -> None:
 def test_mistakes(arguments: list[str], words: str, tmp_path: Path) -> None:
     for name, content in (("empty", b"\n"), ("binary", b"\xff\xfe"), ("lines", b"one\ntwo\n"), ("short", b"x\n")):
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "data").mkdir(exist_ok=True)
     result = run(*arguments, "-r", str(tmp_path / "repository"))
     assert result.exit_code != 0
     assert isinstance(result.exception, (OperatorError, SystemExit))

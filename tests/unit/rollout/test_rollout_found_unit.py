@@ -12,17 +12,25 @@ from typing import Any
 
 import pytest
 
-from stoker.config import RolloutConfig
+from stoker.config import GenerationConfig, QueueConfig, RolloutConfig
+from stoker.engine.pool import ModelPool, PoolSettings
+from stoker.engine.process import EngineState
 from stoker.errors import NotReady
 from stoker.rollout.conductor import Conductor
 from stoker.rollout.engines import Candidate, Means
-from stoker.rollout.record import Order, Rollout, RolloutConflict, Version
+from stoker.rollout.record import Options, Order, Phase, Rollout, RolloutConflict, Version
 from stoker.rollout.shelf import KEPT, Pin, Shelf, ShelfFull
 from stoker.rollout.watch import Watch
-from tests.unit.rollout.test_rollout_state import rollout
+from stoker.types import GenerationRequest, ModelIdentity, Sampling, Timings
 
 OLD, NEW = (Version(f"m@{n}", str(n), str(n) * 64) for n in (1, 2))
 ORDER = Order(model="m@2", skip_evaluation=True, bake=60)
+
+
+def rollout(phase: Phase, **changes: Any) -> Rollout:
+    options = Options(evaluation=None, promotion="auto", canary=0.0, canary_time=60, bake=600, gap=False)
+    fields = {"id": "rol-0123456789abcdef", "model": "m", "before": OLD, "after": NEW, "options": options}
+    return Rollout(**{**fields, "phase": phase, **changes})
 
 
 class Pool:
@@ -52,13 +60,13 @@ class Engines:
         self.pools["m"].start()
         self.aside: dict[str, Any] = {}
 
-    def configured(self, model: str) -> str:
+    def configured(self, _model: str) -> str:
         return "m@1"
 
     def serving(self, model: str) -> Version:
         return self.pools[model].version
 
-    async def find(self, model: str, ref: str) -> Version:
+    async def find(self, _model: str, ref: str) -> Version:
         return {"m@1": OLD, "m@2": NEW}[ref]
 
     async def prepare(self, model: str, ref: str) -> Candidate:
@@ -103,12 +111,6 @@ class Stage:
     async def in_phase(self, started: Rollout, phase: str) -> None:
         await self.until(lambda: self.conductor.get(started.id).phase == phase)
 
-    async def slowly(self, what: Callable[[object], bool]) -> None:
-        """Return when that is being written."""
-        self.shelf.slow = what
-        await self.until(lambda: bool(self.shelf.writing))
-        self.shelf.slow = lambda _: False
-
 
 @asynccontextmanager
 async def staged(directory: Path) -> AsyncIterator[Stage]:
@@ -129,13 +131,12 @@ async def test_an_abort_during_a_write_neither_blocks_the_loop_nor_is_overwritte
         started = await stage.conductor.start(ORDER, None)
         await stage.until(lambda: bool(stage.shelf.writing))
         stage.shelf.slow = lambda _: False
-        late = asyncio.get_running_loop().time() + 0.05
-        ticking = asyncio.create_task(asyncio.sleep(0.05))
-        ticking.add_done_callback(lambda _: lateness.append(asyncio.get_running_loop().time() - late))
-        lateness: list[float] = []
+        loop, late = asyncio.get_running_loop(), list[float]()
+        wanted = loop.time() + 0.05
+        loop.call_at(wanted, lambda: late.append(loop.time() - wanted))
         ended = await stage.conductor.abort(started.id, None)
         assert ended.phase == "aborted"
-        assert lateness[0] < 0.3
+        assert late[0] < 0.3
         assert stage.shelf.load()[0].phase == "aborted"
 
 
@@ -243,3 +244,67 @@ def test_the_files_of_rollouts_are_bounded_while_a_server_runs(tmp_path: Path) -
     for number in range(KEPT + 5):
         shelf.save(rollout("succeeded", id=f"rol-{number:016x}", created=float(number)))
     assert len(list((tmp_path / "rollouts").glob("rol-*"))) == KEPT
+
+
+class Leaving:
+    """An engine that takes a while to end; whoever ends its owner leaves its child behind."""
+
+    def __init__(self) -> None:
+        self.name, self.state, self.props, self.last_error = "m/0", EngineState.STARTING, {}, None
+        self.ended = False
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        await self._stop.wait()
+        await asyncio.sleep(0.2)
+        self.ended = True
+        self.state = EngineState.STOPPED
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+def real_pool() -> ModelPool:
+    settings = PoolSettings(
+        identity=ModelIdentity("m", "1", "1" * 64),
+        slots=1,
+        context=0,
+        dialect="llamacpp",
+        wire_model="m",
+        tools="emulated",
+        queue=QueueConfig(),
+        generation=GenerationConfig(),
+    )
+    return ModelPool(settings, lambda _: [Leaving()])  # type: ignore[list-item]
+
+
+async def test_who_gives_up_waiting_for_engines_to_end_does_not_end_their_owners() -> None:
+    pool = real_pool()
+    pool.start()
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pool.stop(), 0.05)
+    await pool.stop()
+    assert pool.engines[0].ended  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_who_comes_to_engines_that_were_stopped_is_told_at_once(admitted: bool) -> None:
+    """A later prompt of a call that was let in before must not wait for its deadline."""
+    pool = real_pool()
+    pool.start()
+    await asyncio.sleep(0)
+    pool.refuse_new("the version is being changed")
+    await pool.stop()
+    request = GenerationRequest(
+        "r",
+        "completion",
+        "m",
+        time.monotonic() + 60,
+        prompt="hello",
+        sampling=Sampling(max_tokens=1),
+        admitted=admitted,
+    )
+    async with asyncio.timeout(2):
+        with pytest.raises(NotReady, match="the version is being changed"):
+            await anext(pool.generate(request, Timings()))

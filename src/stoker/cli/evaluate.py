@@ -80,7 +80,12 @@ def evaluate(
         typer.Option("--key", "--api-key", envvar="STOKER_API_KEY", help="API key for --url, if it wants one."),
     ] = None,
     against_key: Annotated[
-        str | None, typer.Option(help="API key for --against URL. Default: --key at the same address.")
+        str | None,
+        typer.Option(
+            envvar="STOKER_AGAINST_KEY",
+            help="API key for --against URL. Default: --key at the same address.",
+            show_default=False,
+        ),
     ] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="Server of the model that judges.", show_default="the set's")

@@ -19,8 +19,8 @@ from stoker.errors import ConfigError
 DEFAULT_FILE = Path("stoker.yaml")
 SECRETIVE = re.compile("key|secret|canary|redis|hash|headers")
 """Settings whose value is not repeated in errors."""
-OTHER_VARIABLES = frozenset({"CONFIG", "URL", "API_KEY"})
-"""Variables after the prefix that are no settings: the file to read, and what `stoker query` and `chat` ask."""
+OTHER_VARIABLES = frozenset({"CONFIG", "URL", "API_KEY", "AGAINST_KEY"})
+"""Variables after the prefix that are no settings: the file to read, and what verbs like `stoker query` ask."""
 
 
 def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:

@@ -8,10 +8,11 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test test-e2e lint bench lock clean
+.PHONY: help install install-dev run test test-e2e test-cluster lint bench lock clean \
+	image image-size image-reference sbom scan push deploy drill pipeline summary cluster-login storage-login
 
 help: ## Show these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,7 +45,10 @@ test: install-dev ## Run the tests
 	@$(BIN)/python -m pytest
 
 test-e2e: install-dev ## Run the tests that need Docker or Prometheus; says what is missing
-	@$(BIN)/python -m pytest -m e2e tests/e2e
+	@$(BIN)/python -m pytest -m e2e tests/e2e --ignore tests/e2e/kubernetes
+
+test-cluster: install-dev ## Run the tests on a Kubernetes cluster that they may break; says what is missing
+	@$(BIN)/python -m pytest -m e2e -p no:randomly tests/e2e/kubernetes
 
 lint: install-dev ## Run formatter check, linters, type checker and import contracts
 	@$(BIN)/ruff format --check .
@@ -54,6 +58,31 @@ lint: install-dev ## Run formatter check, linters, type checker and import contr
 
 bench: install-dev ## Measure, and write benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python benchmarks/run_all.py
+
+# What a CI runs, and what runs without one: deploy/pipeline, by variables that docs/cicd.md lists.
+image sbom scan push: ## Build the container image (MODEL=... bakes one in), list and scan its contents, push it
+	@$(PYTHON) deploy/pipeline/run.py $@
+
+image-size: ## Say how large the image is, and of what
+	@$(PYTHON) deploy/pipeline/run.py size
+
+deploy drill: install-dev ## Deploy the image to a cluster by `stoker deploy`; try out the newest backup
+	@$(PYTHON) deploy/pipeline/run.py $@
+
+pipeline: install-dev ## All of it: test, image, sbom, scan, push, deploy (SKIP_TESTS=1, DRY_RUN=1)
+	@$(PYTHON) deploy/pipeline/run.py pipeline
+
+summary: ## What the pipeline did, as Markdown
+	@$(PYTHON) deploy/pipeline/run.py summary
+
+image-reference: ## The pushed image, as a CI's outputs
+	@$(PYTHON) deploy/pipeline/run.py outputs
+
+cluster-login: ## A kubeconfig for a CI's job, by its identity token
+	@$(PYTHON) deploy/pipeline/cluster_login.py config
+
+storage-login: ## The identity token of a CI's job in a file, for AWS_WEB_IDENTITY_TOKEN_FILE
+	@$(PYTHON) deploy/pipeline/cluster_login.py file
 
 lock: install-dev ## Pin the newest allowed versions of everything, with hashes
 	@$(PIP) install --quiet uv

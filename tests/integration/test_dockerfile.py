@@ -33,10 +33,18 @@ def test_the_base_is_the_one_that_is_documented() -> None:
     assert re.search(r"^ARG BASE=(\S+)$", TEXT, re.MULTILINE)[1] == DEFAULT_BASE
 
 
+def test_only_what_a_variant_needs_is_pulled() -> None:
+    assert re.search(r"^ARG VARIANT=(\S+)$", TEXT, re.MULTILINE)[1] == "cpu"
+    stages = {name: below for below, name in re.findall(r"^FROM (\S+) AS (\S+)$", TEXT, re.MULTILINE)}
+    assert (stages["base"], stages["libraries"]) == ("base-${VARIANT}", "engine-${VARIANT}")
+    assert (stages["base-cpu"], stages["base-cuda"]) == ("${BASE}", "${CUDA_BASE}")
+    assert stages["engine-cpu"] == stages["engine-cuda"] == "dependencies"
+
+
 def test_what_is_installed_is_what_the_locks_say() -> None:
     installs = re.findall(r"install --quiet (?:[^\n&]|\\\n)*", TEXT)
     locked = [words for words in installs if "-r /tmp/" in words]
-    assert len(locked) == 2
+    assert len(locked) == 3  # the builder's, Stoker's, and the CUDA engine by the digest that the build is told
     assert all("--require-hashes" in words and "--only-binary :all:" in words for words in locked)
     assert all("--no-index" in words for words in installs if words not in locked)
 

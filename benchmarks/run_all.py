@@ -25,7 +25,10 @@ NAMES = (
     *("observing", "faults", "scraped"),
     *("job_log", "job_kills", "job_faults", "job_fairness"),
     *("rollouts", "rollout_kills", "backups", "backup_faults"),
+    *("scaling", "cluster"),
 )
+SCRIPTS = {"scaling": "simulate"}
+"""Where the script is not called as its benchmark."""
 
 
 def fill(document: str, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -69,7 +72,7 @@ def main() -> int:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     failed = []
     for name in chosen:
-        command = [sys.executable, str(HERE / f"{name}.py")] + (["--quick"] if options.quick else [])
+        command = [sys.executable, str(HERE / f"{SCRIPTS.get(name, name)}.py")] + (["--quick"] if options.quick else [])
         if name == "throughput" and options.llama_cpp_python:
             command += ["--llama-cpp-python", options.llama_cpp_python]
         if name == "production" and options.litellm:

@@ -98,8 +98,13 @@ class Service:
                     raise
 
     async def drain(self, grace: float) -> bool:
-        """Let no new request in and wait for the accepted ones; False when `grace` seconds did not suffice."""
+        """Let no new request in and wait for the accepted ones; False when `grace` seconds did not suffice.
+
+        Whoever has a connection may be told only by an answer that closes it: for `timeouts.lame_duck` seconds there
+        are such answers.
+        """
         self.state.draining = True
+        await asyncio.sleep(self.settings.timeouts.lame_duck)
         await self.conductor.close()
         for pool in self.fleet.all():
             pool.refuse_new()

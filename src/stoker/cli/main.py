@@ -14,6 +14,7 @@ from stoker.cli import (
     batch,
     bench,
     configuration,
+    deploy,
     doctor,
     evaluate,
     guard,
@@ -64,6 +65,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(backup.app, name="backup")
 app.add_typer(guard.app, name="guard")

@@ -101,6 +101,9 @@ class TimeoutConfig(Group):
     """Deadline of a request that names none, queueing included."""
     request_max: float = Field(default=3600.0, gt=0)
     """Longest deadline a request may name."""
+    lame_duck: float = Field(default=0.0, ge=0, le=300)
+    """After SIGTERM, time in which requests are still taken while readiness says no and connections close one by one;
+    behind a load balancer, as long as it takes to notice."""
     shutdown: float = Field(default=30.0, ge=0)
     """After SIGTERM, time for accepted requests to finish."""
     keep_alive: float = Field(default=75.0, gt=0)

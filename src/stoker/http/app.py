@@ -57,7 +57,7 @@ def build(service: Service, office: Office | None = None) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(Shortcut, endpoints=_by_path(asking))
     app.add_middleware(Errors, observer=service.observer)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, leaving=lambda: service.state.draining)
     return app
 
 

@@ -43,10 +43,17 @@ class BodyTimeout(RequestError):
 
 
 class RequestId:
-    """Gives every response an `X-Request-Id`; a caller's own is kept when it is sane."""
+    """Gives every response an `X-Request-Id`; a caller's own is kept when it is sane.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: whose responses these are.
+        leaving: whether the server stops. Then every response closes its connection (RFC 9112, 9.6), so that the
+            client's next request reaches another replica.
+    """
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
         self._app = app
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Tag the scope and the response."""
@@ -59,7 +66,8 @@ class RequestId:
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                close = ((b"connection", b"close"),) if self._leaving() else ()
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *close]
             await send(message)
 
         await self._app(scope, receive, tagged)

@@ -63,10 +63,24 @@ def test_sigterm_finishes_what_was_accepted(tmp_path: Path, slow: FakeModel) -> 
         refused = httpx.post(f"{stoker.url}/v1/chat/completions", json=CHAT, timeout=10)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "not_ready"
+        assert refused.headers["connection"] == "close"
         assert all(raw.result().endswith("[DONE]\n\n") for raw in streams)
         assert stoker.process.wait(20) == 0
     wait_gone(pids)
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_kept_connections_are_told_before_requests_are_refused(tmp_path: Path, slow: FakeModel) -> None:
+    settings = {"models": [slow.settings], "timeouts": {"lame_duck": 3.0}}
+    with Stoker(tmp_path, settings) as stoker, httpx.Client(base_url=stoker.url, timeout=30) as kept:
+        assert "connection" not in kept.post("/v1/chat/completions", json=CHAT).headers
+        stoker.process.send_signal(signal.SIGTERM)
+        limit = time.monotonic() + 5
+        while stoker.health("/health/ready")[0] != 503:
+            assert time.monotonic() < limit
+        answer = kept.post("/v1/chat/completions", json=CHAT)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert stoker.process.wait(20) == 0
 
 
 def test_a_second_signal_ends_streams_properly_and_at_once(tmp_path: Path, slow: FakeModel) -> None:

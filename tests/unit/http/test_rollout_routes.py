@@ -129,7 +129,7 @@ def _client(settings: Settings, conductor: FakeConductor, headers: dict[str, str
     app.include_router(rollouts.router(gateway, conductor))  # type: ignore[arg-type]
     docs.install(app)
     app.add_middleware(Errors, observer=told)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, leaving=lambda: False)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://stoker", headers=headers)
 
 

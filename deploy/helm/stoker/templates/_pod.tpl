@@ -8,7 +8,7 @@
       "allow_public" $values.keys.allowPublic
       "log" (dict "format" "json")
       "monitor" (dict "host" "0.0.0.0" "port" (int (include "stoker.metricsPort" .)))
-      "timeouts" (dict "shutdown" $values.drainSeconds) -}}
+      "timeouts" (dict "lame_duck" 5 "shutdown" $values.drainSeconds) -}}
 {{- if $values.keys.existingSecret }}{{ $_ := set $settings "keys_file" "/etc/stoker/keys/keys.yaml" }}{{ end -}}
 {{- if $values.redis.url }}{{ $_ := set $settings "store" (dict "redis" $values.redis.url) }}{{ end -}}
 {{- if and $values.backup.enabled $values.backup.watch.enabled -}}

@@ -324,11 +324,14 @@ async def test_free_space_goes_back_to_the_disk(tmp_path: Path) -> None:
         assert (await log.collect()).removed == 150
         await log.submit([new_job()], limits=NO_LIMITS)
     full = (tmp_path / "jobs.db").stat().st_size
-    async with sqlite_log(tmp_path) as log:
-        for number in range(1, 12):
-            await log.cancel((await log.page(states=["queued"])).jobs[0].id, now=number)
-            await log.collect(now=1e10)
-            await log.submit([new_job()], limits=NO_LIMITS)
+    for _ in range(5):  # the file shrinks when its log is folded in, which a reader that is still there puts off
+        async with sqlite_log(tmp_path) as log:
+            for number in range(1, 12):
+                await log.cancel((await log.page(states=["queued"])).jobs[0].id, now=number)
+                await log.collect(now=1e10)
+                await log.submit([new_job()], limits=NO_LIMITS)
+        if (tmp_path / "jobs.db").stat().st_size < full:
+            break
     assert (tmp_path / "jobs.db").stat().st_size < full
 
 

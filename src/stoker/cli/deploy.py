@@ -402,7 +402,10 @@ def _show_plan(site: Site, found: Found, deploy: Deploy, values: Values, *, as_j
     then = switched(values, deploy.changed(step="baking"))
     old, new = ({**given, "deploy": {}} for given in (found.values, then))
     differences = values_diff(old, new)
-    objects = manifest_diff(site.helm.rendered(old), site.helm.rendered({**new, "switchUnready": True}))
+    version = site.kubernetes.version()
+    objects = manifest_diff(
+        site.helm.rendered(old, version), site.helm.rendered({**new, "switchUnready": True}, version)
+    )
     if as_json:
         print_json({"deploy": deploy.saved(), "values": differences, "objects": objects})
         return

@@ -75,6 +75,13 @@ class Kubernetes:
         self._client.close()
         self._plain.close()
 
+    def version(self) -> str:
+        """The API server's, such as `v1.34.2`."""
+        with _explained("its version"):
+            answer = self._plain.get("/version")
+            answer.raise_for_status()
+            return str(answer.json()["gitVersion"])
+
     def slots(self) -> dict[str, Slot]:
         """The slots by name, as they are now."""
         with _explained("Deployments and pods"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +25,8 @@ READ_S: Final = 60.0
 HISTORY: Final = 40
 """Revisions that are kept: a deploy takes three or four."""
 PENDING: Final = "pending-"
+LAST_WORDS_S: Final = 15.0
+"""Seconds in which Helm may write down that it was broken off."""
 PARENT_DIED: Final = 1  # PR_SET_PDEATHSIG
 
 
@@ -124,9 +128,13 @@ class Helm:
         ]
         self._run(arguments, stdin=orjson.dumps(values), seconds=timeout + READ_S)
 
-    def rendered(self, values: Mapping[str, Any]) -> str:
-        """The objects that an upgrade to these values would make, as far as can be said without the cluster."""
+    def rendered(self, values: Mapping[str, Any], version: str) -> str:
+        """The objects that an upgrade to these values would make, as far as can be said without the cluster.
+
+        `version` is that of its API server: Helm's own guess may be one that the chart does not take.
+        """
         arguments = ["template", self.release, self.chart, "--values=-", "--is-upgrade", "--no-hooks"]
+        arguments.append(f"--kube-version={version}")
         return self._run(arguments, stdin=orjson.dumps(values))
 
     def undo(self, revision: int) -> None:
@@ -139,21 +147,43 @@ class Helm:
         where = [f"--namespace={self.namespace}"] if self.namespace and placed else []
         where += [f"--kube-context={self.context}"] if self.context and placed else []
         try:
-            done = subprocess.run(
-                ["helm", *arguments, *where],
-                input=stdin,
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-                preexec_fn=_end_with_parent(os.getpid()),  # no threads here, and one system call
-            )
+            status, said, complaint = _finished(["helm", *arguments, *where], stdin, seconds)
         except FileNotFoundError:
             raise OperatorError("there is no `helm` on PATH; install 3.12 or newer") from None
         except subprocess.TimeoutExpired:
             raise HelmFailed(f"helm {arguments[0]} {self.release} did not end within {seconds:.0f} s") from None
-        if done.returncode:
-            raise HelmFailed(f"helm {arguments[0]} {self.release}: {_words(done.stderr.decode(errors='replace'))}")
-        return done.stdout.decode()
+        if status:
+            raise HelmFailed(f"helm {arguments[0]} {self.release}: {_words(complaint)}")
+        return said
+
+
+def _finished(command: Sequence[str], stdin: bytes, seconds: float) -> tuple[int, str, str]:
+    """A program's exit status, output and complaints; FileNotFoundError, subprocess.TimeoutExpired.
+
+    It writes into files: once a pipe has lost its reader, Helm dies of its first word, before it has written down that
+    its upgrade was broken off. For the same reason it gets time to end whenever we cannot wait for it any longer.
+    """
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as complaints, tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        with subprocess.Popen(
+            command,
+            stdin=given,
+            stdout=told,
+            stderr=complaints,
+            preexec_fn=_end_with_parent(os.getpid()),  # noqa: PLW1509 - no threads here, and one system call
+        ) as process:
+            try:
+                status = process.wait(seconds)
+            except BaseException:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LAST_WORDS_S)
+                process.kill()
+                raise
+        for file in (told, complaints):
+            file.seek(0)
+        return status, told.read().decode(), complaints.read().decode(errors="replace")
 
 
 def _end_with_parent(parent: int) -> Any:

@@ -112,7 +112,8 @@ def test_killed_and_resumed(settled: Release, where: str) -> None:
 
 def reached(release: Release, where: str) -> bool:
     if where == "gate":
-        return bool(release.cluster.get("pods", f"--namespace={release.namespace}", "--selector=job-name=stoker-gate"))
+        pods = release.cluster.get("pods", f"--namespace={release.namespace}", "--selector=job-name=stoker-gate")
+        return any(pod["status"]["phase"] == "Running" for pod in pods)  # not one that an earlier deploy left
     return (status(release)["deploy"] or {}).get("step") == where
 
 
@@ -134,7 +135,8 @@ def test_dry_run_changes_nothing(settled: Release) -> None:
     revision = settled.helm("history", settled.name, "--output=json").stdout
     done = stoker(settled, "start", "--model", BAD, "--dry-run")
     assert done.returncode == 0
-    assert f"+        file: {BAD}" in done.stdout or BAD in done.stdout
+    assert f"+      file: {BAD}" in done.stdout
+    assert "+    stoker.dev/slot: green" in done.stdout or "+    stoker.dev/slot: blue" in done.stdout
     assert settled.helm("history", settled.name, "--output=json").stdout == revision
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from stoker.cli import deploy
 from stoker.cli.main import app
 from stoker.errors import ConfigError, OperatorError, StokerError
 from stoker.rollout import cluster_api, cluster_drive
-from stoker.rollout.cluster_helm import Helm, HelmFailed
 
 HELM = f"""#!{sys.executable}
 import json, os, sys
@@ -64,6 +65,9 @@ class Kubernetes:
         assert (release, context) == ("chat", None)
         for name in ("slots", "serving", "metrics", "gate_log"):
             setattr(self, name, getattr(self.world, name))
+
+    def version(self) -> str:
+        return "v1.34.0"
 
     def close(self) -> None:
         """As the real one."""
@@ -155,6 +159,7 @@ def test_dry_run_shows_values_and_objects(helm: Path, cluster: type[Kubernetes])
     assert result.exit_code == 0, (result.output, result.exception)
     assert "+active: green" in result.stdout
     assert "+    slot: green" in result.stdout
+    assert all("--kube-version=v1.34.0" in call for call, _ in calls(helm) if call[0] == "template")
     assert not [call for call, _ in calls(helm) if call[0] == "upgrade"]
     assert all("--namespace=models" in call for call, _ in calls(helm) if call[0] != "version")
 
@@ -211,7 +216,23 @@ def test_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         cluster_api.Kubernetes("chat", None, None)
 
 
-def test_helm_ends_with_its_parent(helm: Path) -> None:
-    """What it is asked for does not wait for anything here: that it runs at all shows that the system call is taken."""
-    with pytest.raises(HelmFailed, match="no such chart"):
-        Helm("chat", "chart.tgz").upgrade({}, "why")
+def test_helm_can_say_its_last_words_when_its_parent_was_killed(helm: Path) -> None:
+    """A helm that is told to end writes to its output first; a pipe without a reader would end it there."""
+    program = helm / "bin" / "helm"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys, time\nplace = os.environ['HELM_PLACE']\n"
+        "def end(*_):\n    print('cancelled', flush=True)\n    open(place + '/wrote', 'w').close()\n    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\nopen(place + '/began', 'w').close()\ntime.sleep(60)\n"
+    )
+    code = "from stoker.rollout.cluster_helm import Helm; Helm('chat', 'chart.tgz').upgrade({}, 'why')"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        _wait_for(helm / "began")
+        process.kill()
+    _wait_for(helm / "wrote")
+
+
+def _wait_for(file: Path) -> None:
+    limit = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < limit, file
+        time.sleep(0.02)

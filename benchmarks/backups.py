@@ -21,8 +21,8 @@ import obstore
 from obstore.store import S3Store
 
 import harness
-from stoker.backup.child import Order
 from stoker.backup.create import Options, create
+from stoker.backup.order import Order
 from stoker.backup.repository import Repository
 from stoker.backup.schedule import Times, run_child
 from stoker.config import ModelConfig

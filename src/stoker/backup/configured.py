@@ -17,6 +17,7 @@ import yaml
 from pydantic import SecretStr
 
 from stoker.config import Settings
+from stoker.models.names import printable
 
 DATA_DIR: Final = "${data_dir}"
 DROPPED: Final = frozenset({"data_dir", "keys_file"})
@@ -65,7 +66,7 @@ def to_yaml(found: Portable, note: str) -> bytes:
     """The file's text: `note`, what was left out, then the settings."""
     lines = [f"# {line}" for line in note.splitlines()]
     if found.left_out:
-        shown = [_printable(name) for name in found.left_out[:_MAX_NAMES]]
+        shown = [printable(name) for name in found.left_out[:_MAX_NAMES]]
         more = len(found.left_out) - len(shown)
         lines.append(f"# Left out, because they are secret: {', '.join(shown)}{f' and {more} more' if more else ''}.")
     return _text(lines, found.tree)
@@ -105,11 +106,6 @@ def file_names(paths: Sequence[Path]) -> dict[Path, str]:
             name = f"{number}-{stem}"
         names[path] = f"configured/{name}"
     return names
-
-
-def _printable(name: str) -> str:
-    """A setting's name, fit for a comment: a name with a line's end in it must not become a setting."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:200])
 
 
 def _text(comments: Sequence[str], tree: Mapping[str, Any]) -> bytes:

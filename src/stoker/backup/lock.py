@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stoker.errors import OperatorError
+from stoker.models.names import printable
 from stoker.objects.store import ObjectExists, ObjectMissing, ObjectStore
 
 LEASE_S: Final = 600.0
@@ -120,7 +121,7 @@ def _holder(objects: ObjectStore, number: int, now: float) -> Holder | None:
         return None
     try:
         words = json.loads(objects.get(_key(number)))
-        held = Holder(number, _printable(str(words["owner"])), float(words["since"]), float(words["expires"]))
+        held = Holder(number, printable(str(words["owner"]), 300), float(words["since"]), float(words["expires"]))
     except ObjectMissing:
         # A newer holder has just tidied up.
         return _holder(objects, max(_numbers(objects), default=0), now)
@@ -133,11 +134,6 @@ def _holder(objects: ObjectStore, number: int, now: float) -> Holder | None:
 def _numbers(objects: ObjectStore) -> frozenset[int]:
     keys = (_KEY.fullmatch(item.key) for item in objects.list(PREFIX))
     return frozenset(int(key[1]) for key in keys if key is not None)
-
-
-def _printable(text: str) -> str:
-    """Text from a repository, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 def _key(number: int) -> str:

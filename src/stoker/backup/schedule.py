@@ -16,8 +16,8 @@ from typing import Final
 
 from cronsim import CronSim, CronSimError
 
-from stoker.backup.child import COMMAND, Order, Result
 from stoker.backup.looking import looked_at
+from stoker.backup.order import COMMAND, Order, Result
 from stoker.config import Settings
 from stoker.errors import ConfigError
 from stoker.observability.logging import get_logger

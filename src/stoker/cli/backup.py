@@ -23,9 +23,10 @@ from stoker.cli.backup_options import (
     passphrase,
     read_from,
 )
-from stoker.cli.backup_words import SECONDS, duration, kinds, share, when
+from stoker.cli.backup_words import kinds
 from stoker.cli.drill import drill
 from stoker.cli.progress import print_json, watching
+from stoker.cli.words import SECONDS, duration, share, when
 from stoker.errors import ConfigError
 
 if TYPE_CHECKING:  # imported when it is needed, for a quick --help

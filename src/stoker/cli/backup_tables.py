@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from stoker.cli.backup_words import age, octets, printable, took, when
 from stoker.cli.progress import output
+from stoker.cli.words import age, octets, printable, took, when
 
 if TYPE_CHECKING:  # imported when it is needed, for a quick --help
     from stoker.backup.create import Created

@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from stoker.cli.backup_words import duration
 from stoker.cli.jobs import AsJson
 from stoker.cli.progress import output, print_json
+from stoker.cli.words import duration
 from stoker.errors import ConfigError, OperatorError, StokerError
 
 if TYPE_CHECKING:  # imported when they are needed, for a quick --help
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # imported when they are needed, for a quick --help
     from stoker.rollout.cluster_api import Kubernetes
     from stoker.rollout.cluster_drive import Cluster, Found
     from stoker.rollout.cluster_helm import Helm
-    from stoker.rollout.cluster_values import Order, Values
+    from stoker.rollout.cluster_values import Values
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,6 +134,7 @@ def start(
 
     - `stoker deploy start chat --image chat:2 --dry-run`
     """
+    from stoker.rollout.cluster_begin import ordered
     from stoker.rollout.cluster_values import Order
 
     order = Order(
@@ -150,7 +150,7 @@ def start(
         raise ConfigError("nothing new is named: give --image, --model or both")
     with _site(release, chart, namespace, kube_context) as site:
         found = site.found()
-        deploy, values = _planned(site, found, order)
+        deploy, values = ordered(site.kubernetes, found, order)
         if dry_run:
             _show_plan(site, found, deploy, values, as_json=as_json)
             return
@@ -192,13 +192,15 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to the other slot, at once or when it is ready again. Example: `stoker deploy rollback chat`"""
+    from stoker.rollout.cluster_begin import backwards
+
     with _site(release, chart, namespace, kube_context) as site:
         _free(site, take_over=take_over)
         found = site.found()
         if found.deploy is not None and not found.deploy.ended:
             _drive(site, release, wish="rollback", as_json=as_json)
             return
-        deploy, values = _backwards(site, found, ready_within)
+        deploy, values = backwards(site.kubernetes, found, ready_within)
         site.helm.upgrade(values, f"stoker deploy {deploy.id}: {deploy.title}")
         _drive(site, release, as_json=as_json)
 
@@ -301,69 +303,6 @@ def _site(release: str, chart: str, namespace: str | None, context: str | None) 
         raise typer.Exit(INTERRUPTED) from None
     finally:
         kubernetes.close()
-
-
-def _planned(site: Site, found: Found, order: Order) -> tuple[Deploy, Values]:
-    """The deploy that an order means for a release, and the values that begin it."""
-    from stoker.rollout.cluster import ARGO_SLOTS, Deploy, Slot
-    from stoker.rollout.cluster_helm import Disagreement
-    from stoker.rollout.cluster_values import filled, idle_of, may_return, remembered
-
-    if found.deploy is not None and not found.deploy.ended:
-        raise Disagreement(
-            f"deploy {found.deploy.id} is under way ({found.deploy.step}): `stoker deploy resume` goes on with it, "
-            "`abort` ends it"
-        )
-    if found.standing.pending_since is not None:
-        raise Disagreement("an upgrade of the release is under way; try again when it has ended")
-    old, new = ARGO_SLOTS if found.argo else (found.full["active"], idle_of(found.full))
-    now = time.time()
-    deploy = Deploy(
-        id=f"dep-{token_hex(4)}",
-        old=old,
-        new=new,
-        title=order.title,
-        created=now,
-        updated=now,
-        bake=order.bake,
-        load_within=order.load_within,
-        gated=order.gate,
-        gate_was=found.values.get("gate") or {},
-        was=remembered(found.full, new),
-        back=may_return(found.deploy),
-    )
-    serving = Slot(old) if found.argo else site.kubernetes.slots().get(old, Slot(old))
-    return deploy, filled(found.values, found.full, order, deploy, serving)
-
-
-def _backwards(site: Site, found: Found, ready_within: float) -> tuple[Deploy, Values]:
-    """A deploy of what the other slot has had, without gate and baking, and the values that begin it."""
-    from stoker.rollout.cluster import Deploy, Slot
-    from stoker.rollout.cluster_helm import Disagreement
-    from stoker.rollout.cluster_values import idle_of, may_return, remembered, warmed
-
-    if found.argo:
-        raise Disagreement(
-            "with Argo Rollouts, go back by a deploy of the version before: `stoker deploy history` has it"
-        )
-    if not may_return(found.deploy):
-        raise Disagreement("the other slot holds nothing that has served, so there is nothing to go back to")
-    old, new, now = found.full["active"], idle_of(found.full), time.time()
-    deploy = Deploy(
-        id=f"dep-{token_hex(4)}",
-        old=old,
-        new=new,
-        title=f"back to {new}",
-        created=now,
-        updated=now,
-        bake=0.0,
-        load_within=ready_within,
-        gated=False,
-        gate_was=found.values.get("gate") or {},
-        was=remembered(found.full, new),
-        back=True,
-    )
-    return deploy, warmed(found.values, found.full, deploy, site.kubernetes.slots().get(old, Slot(old)))
 
 
 def _free(site: Site, *, take_over: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from stoker.cli.backup_words import printable, took, when
+from stoker.cli.words import printable, took, when
 from stoker.rollout.cluster import Deploy, Slot
 
 TOLD_EVERY_S: Final = 15.0

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from stoker.cli import backup_tables as tables
 from stoker.cli.backup_options import AsJson, ConfigFile, DryRun, KeyFile, Place, interruptible, opened, passphrase
-from stoker.cli.backup_words import took
 from stoker.cli.progress import print_json
+from stoker.cli.temporary import terminable
+from stoker.cli.words import took
 
 if TYPE_CHECKING:  # imported when it is needed, for a quick --help
     from stoker.backup.drill import Drill, Step
@@ -89,7 +86,7 @@ def drill(
         return
     with (
         interruptible("interrupted: the drill ended without a result, and what it had restored is gone"),
-        _terminable(),
+        terminable(),
     ):
         done = drilling.run()
     if keep and drilling.room is not None:
@@ -147,17 +144,3 @@ def _tell(step: Step) -> None:
 
 def _nothing(_step: Step) -> None:
     """Programs get one document at the end."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was restored is cleared away."""
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

@@ -30,9 +30,9 @@ from stoker.backup.manifest import Kind, Manifest
 from stoker.backup.repository import Repository
 from stoker.backup.restore import CONFIG_FILE, restore
 from stoker.backup.sealing import Sealer
-from stoker.cli.backup_words import octets
 from stoker.cli.progress import counting, watching
 from stoker.cli.temporary import temporary_server
+from stoker.cli.words import octets
 from stoker.config.loading import explain, read_yaml
 from stoker.config.settings import ExactSettings
 from stoker.errors import ConfigError, StokerError

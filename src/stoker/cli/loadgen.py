@@ -21,9 +21,8 @@ from yarl import URL
 
 from stoker.cli.loadstats import Sample
 from stoker.errors import OperatorError
+from stoker.evaluation.streaming import TooLong, events
 
-LINE_LIMIT = 4 * 1024 * 1024
-"""Bytes of one event after which a server's answer is given up as nonsense."""
 REFUSED_PAUSE = 0.1
 """Seconds a client waits after a failure, so that a dead server is not hammered."""
 ROUTE = "/chat/completions"
@@ -138,22 +137,6 @@ async def first_model(session: aiohttp.ClientSession, target: Target) -> str:
     return name if isinstance(name, str) else ""
 
 
-async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The `data:` fields of a server-sent event stream, one a line, as OpenAI's servers write them.
-
-    Raises:
-        ValueError: a line longer than LINE_LIMIT.
-    """
-    rest = b""
-    async for piece in response.content.iter_any():
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > LINE_LIMIT:
-            raise ValueError("an event without end")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
-
-
 class Answer:
     """What has arrived of one streamed answer; `accept` takes the events in order."""
 
@@ -220,7 +203,7 @@ async def send(session: aiohttp.ClientSession, target: Target, prompt: str) -> S
             if response.status != 200:  # noqa: PLR2004 - HTTP 200 OK
                 answer.error = f"HTTP {response.status} {_refusal(await response.content.read(65536))}".strip()
             else:
-                async for data in events(response):
+                async for data in events(response.content):
                     answer.accept(data, time.perf_counter())
                     if answer.done or answer.error:
                         break
@@ -230,7 +213,7 @@ async def send(session: aiohttp.ClientSession, target: Target, prompt: str) -> S
         answer.error = "cut off in mid-stream"
     except (aiohttp.ClientError, OSError) as error:
         answer.error = f"connection: {type(error).__name__}"
-    except ValueError:
+    except TooLong:
         answer.error = "bad answer: an event is too long"
     return Sample(
         started=started,

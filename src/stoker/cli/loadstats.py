@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stoker.evaluation.report import percentile as interpolated
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -92,15 +94,12 @@ def percentile(values: Sequence[float], q: float) -> float:
     Raises:
         ValueError: no values, or `q` out of range.
     """
-    if not values:
-        raise ValueError("a percentile needs at least one value")
     if not 0 <= q <= 100:  # noqa: PLR2004 - percent
         raise ValueError(f"percentiles go from 0 to 100, not {q}")
-    ordered = sorted(values)
-    rank = q / 100 * (len(ordered) - 1)
-    below = int(rank)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
+    found = interpolated(values, q / 100)
+    if found is None:
+        raise ValueError("a percentile needs at least one value")
+    return found
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

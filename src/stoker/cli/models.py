@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stoker.cli.progress import output, watching
+from stoker.cli.words import octets, when
 
 if TYPE_CHECKING:
     from stoker.models.registry import ModelRegistry, StoredModel
@@ -73,7 +74,7 @@ def add(
         _print_json(_as_dict(model))
         return
     fresh = model.added >= began
-    _say(f"{'stored' if fresh else 'already there'}: {model.ref}  {_size(model.size)}  sha256:{model.digest}")
+    _say(f"{'stored' if fresh else 'already there'}: {model.ref}  {octets(model.size)}  sha256:{model.digest}")
     _say(f"serve it: stoker serve {model.ref}")
 
 
@@ -102,8 +103,8 @@ def list_models(as_json: AsJson = False, data_dir: DataDir = None, config: Confi
             model.ref,
             model.header.file_type,
             _count(model.header.parameters),
-            _size(model.size),
-            _when(model.added),
+            octets(model.size),
+            when(model.added),
             model.digest[:12],
         )
         table.add_row(*(Text(cell) for cell in cells))
@@ -122,9 +123,9 @@ def show(ref: Ref, as_json: AsJson = False, data_dir: DataDir = None, config: Co
         "model": model.ref,
         "digest": f"sha256:{model.digest}",
         "file": str(model.path),
-        "size": f"{_size(model.size)} ({model.size:,} bytes)",
+        "size": f"{octets(model.size)} ({model.size:,} bytes)",
         "source": model.source,
-        "added": _when(model.added),
+        "added": when(model.added),
         "calls itself": header.name or "-",
         "architecture": header.architecture,
         "quantisation": header.file_type,
@@ -169,7 +170,7 @@ def remove(ref: Ref, data_dir: DataDir = None, config: ConfigFile = None) -> Non
     shared = [other.ref for other in registry.list() if other.digest == model.digest]
     _say(
         f"removed: {model.ref}"
-        + (f" (its file stays for {', '.join(shared)})" if shared else f", {_size(model.size)} freed")
+        + (f" (its file stays for {', '.join(shared)})" if shared else f", {octets(model.size)} freed")
     )
 
 
@@ -201,22 +202,8 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def _size(size: int) -> str:
-    """Bytes in decimal units, as disks and downloads are sold."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:  # noqa: PLR2004 - the decimal step
-            return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"  # noqa: PLR2004
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
 def _count(number: int) -> str:
     """Parameters as models are called by: 135M, 1.7B."""
     if number >= 1_000_000_000:  # noqa: PLR2004
         return f"{number / 1e9:.1f}B"
     return f"{number / 1e6:.0f}M" if number >= 1_000_000 else f"{number:,}"  # noqa: PLR2004
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

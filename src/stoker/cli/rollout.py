@@ -11,9 +11,9 @@ import orjson
 import typer
 
 from stoker.cli.ask import DEFAULT_URL, Url
-from stoker.cli.backup_words import duration, share
 from stoker.cli.jobs import AsJson, Key
 from stoker.cli.progress import output, print_json
+from stoker.cli.words import duration, share
 from stoker.errors import StokerError
 
 if TYPE_CHECKING:  # imported when they are needed, for a quick --help

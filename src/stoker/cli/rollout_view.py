@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from stoker.cli.backup_words import octets, printable, when
+from stoker.cli.words import octets, printable, when
 
 COMPARED: Final = frozenset({"canary", "baking"})
 """Phases in which both versions' figures are compared."""

@@ -53,7 +53,7 @@ def temporary_server(config: Mapping[str, Any], directory: Path, ready_within: f
     file.touch(mode=0o600)
     file.write_text(yaml.safe_dump({**settings, "host": "127.0.0.1", "port": 0}, sort_keys=False), encoding="utf-8")
     log = directory / "log"
-    with _terminable(), log.open("wb") as sink:
+    with terminable(), log.open("wb") as sink:
         child = _start(file, sink.fileno())
         try:
             yield _wait_ready(child, log, ready_within)
@@ -109,7 +109,7 @@ def _last(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM as an exception, so that what was opened is closed; elsewhere than in the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -86,7 +86,7 @@ def load_keys(path: Path) -> tuple[KeyConfig, ...] | None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a configuration file into a mapping; raises ConfigError when that cannot be done."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=OneKeyLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name another file with --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -98,7 +98,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-class _Loader(yaml.SafeLoader):
+class OneKeyLoader(yaml.SafeLoader):
     """YAML without tags of Python's, in which a key that is there twice is an error, as YAML 1.2 says (3.2.1.3)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -12,6 +12,7 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
+from stoker.config.loading import OneKeyLoader
 from stoker.errors import OperatorError
 from stoker.evaluation.written import Case, EvaluationSet, Expect, JudgeConfig, SetMessage, Thresholds
 
@@ -122,25 +123,9 @@ def _from_lines(text: str, origin: str) -> tuple[dict[str, Any], list[int]]:
 
 def _from_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=OneKeyLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadSet(f"{origin}: is not valid YAML: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error (YAML 1.2, 3.2.1.3); else a lost `expect` is not noticed."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, or a complaint about its double key with the line."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 class _Copier:

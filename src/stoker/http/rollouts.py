@@ -56,7 +56,7 @@ def router(gateway: Gateway, conductor: Conductor) -> APIRouter:
         async with _audited(gateway, request, caller, "rollout started", model=order.model) as details:
             rollout = await conductor.start(order, caller.key_name)
             details.update(_named(rollout))
-        answer = _json(document(rollout), 202)
+        answer = _json(rollout.document(), 202)
         answer.headers["location"] = f"/admin/rollouts/{rollout.id}"
         return answer
 
@@ -81,7 +81,7 @@ def router(gateway: Gateway, conductor: Conductor) -> APIRouter:
         seen = whole(request, "revision", rollout.revision, 0, MAX_REVISION)
         if patience and not rollout.ended and rollout.revision == seen:  # a restart may have led to a lower one
             rollout = await gateway.until_disconnect(request, conductor.changed(rollout.id, seen, patience))
-        return _json(document(rollout))
+        return _json(rollout.document())
 
     def act(verb: str, done: str, summary: str) -> None:
         """Offer POST /admin/rollouts/{id}/verb."""
@@ -99,7 +99,7 @@ def router(gateway: Gateway, conductor: Conductor) -> APIRouter:
             async with _audited(gateway, request, caller, done, rollout=rollout_id[:64]) as details:
                 rollout = await acts[verb](_found(conductor, rollout_id).id, caller.key_name)
                 details.update(_named(rollout))
-            return _json(document(rollout))
+            return _json(rollout.document())
 
     act("promote", "rollout promoted", "Let the new version take over")
     act("rollback", "rollout rolled back", "Bring the old version back")
@@ -129,15 +129,8 @@ def read_order(body: schemas.RolloutRequest) -> Order:
     )
 
 
-def document(rollout: Rollout) -> dict[str, Any]:
-    """The rollout as the API tells it; an evaluation set of thousands of cases is not copied for its name."""
-    options, the_set = rollout.options, rollout.options.evaluation
-    named = None if the_set is None else {"name": the_set.get("name", "")}
-    return replace(rollout, options=replace(options, evaluation=named)).document()
-
-
 def _listed(rollout: Rollout) -> dict[str, Any]:
-    told = document(replace(rollout, steps=(), evaluation=None))
+    told = replace(rollout, steps=(), evaluation=None).document()
     del told["steps"], told["evaluation"]
     return told
 

@@ -1,4 +1,4 @@
-"""How stored models are named: `name@version`, and the name that a file's own name suggests. Pure."""
+"""How stored models are named: `name@version`, and the name that a file's own name suggests; strangers' text. Pure."""
 
 from __future__ import annotations
 
@@ -66,3 +66,8 @@ def next_version(taken: frozenset[str]) -> str:
     while str(candidate) in taken:
         candidate += 1
     return str(candidate)
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """Text from elsewhere, fit for a terminal or a comment: no control sequences, no line ends, no endless lines."""
+    return "".join(character if character.isprintable() else "?" for character in text[:longest])

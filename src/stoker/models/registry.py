@@ -22,7 +22,7 @@ from typing import Any, Final
 from stoker.errors import ModelFileError, SourceError
 from stoker.models import sources
 from stoker.models.gguf import GgufHeader, read_header
-from stoker.models.names import Reference, check_name, name_from_file, next_version, parse_reference
+from stoker.models.names import Reference, check_name, name_from_file, next_version, parse_reference, printable
 from stoker.models.partial import Partial, Progress, Quiet, cannot_write, hash_file, sync_directory, write_atomically
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -375,18 +375,13 @@ def encode_entry(model: StoredModel) -> bytes:
 def summarise(header: GgufHeader) -> HeaderSummary:
     """What a listing says of a model."""
     return HeaderSummary(
-        architecture=_printable(header.architecture),
-        name=_printable(header.name or ""),
-        file_type=_printable(header.file_type),
+        architecture=printable(header.architecture),
+        name=printable(header.name or ""),
+        file_type=printable(header.file_type),
         parameters=header.parameters,
         layers=header.layers,
         context_train=header.context_train,
     )
-
-
-def _printable(text: str) -> str:
-    """Text from a file, fit for a terminal: no control sequences, no endless lines."""
-    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def _damaged(model: StoredModel, what: str) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from tests.s3_server import S3Server
 
-from stoker.backup.child import COMMAND, LEFT_ALONE, Order, Result
+from stoker.backup.child import LEFT_ALONE
 from stoker.backup.looking import looked_at
+from stoker.backup.order import COMMAND, Order, Result
 from stoker.backup.repository import Repository
 from stoker.backup.schedule import Schedule, Times, run_child
 from stoker.config import Settings

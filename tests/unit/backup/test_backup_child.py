@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker.backup.child import Order, Result
+from stoker.backup.order import Order, Result
 from stoker.backup.schedule import Times, run_child
 from stoker.config import Settings
 

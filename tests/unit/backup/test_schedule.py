@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.backup.child import Result
+from stoker.backup.order import Result
 from stoker.backup.schedule import Schedule, Times, next_time
 from stoker.config import Settings
 from stoker.errors import ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+from tests.threaded_server import threaded
 
 RUNS = ("queued", "running")
 NOW = "2030-01-31T22:00:00.000Z"
@@ -104,30 +104,15 @@ class JobsServer:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Serve on a thread: the commands run event loops themselves."""
-        ready, stop = threading.Event(), asyncio.Event()
-
-        async def serve() -> None:
-            app = web.Application(middlewares=[self._guarded])
-            app.add_routes([web.post("/jobs", self._submit), web.get("/jobs", self._list)])
-            app.add_routes([web.get("/jobs/{id}", self._get), web.delete("/jobs/{id}", self._cancel)])
-            runner = web.AppRunner(app, shutdown_timeout=0.1)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
-
-        thread = threading.Thread(target=lambda: self._loop.run_until_complete(serve()))
-        thread.start()
-        assert ready.wait(10)
-        try:
+        """Serve until the context ends."""
+        with threaded(self._loop, self._application) as self.url:
             yield self
-        finally:
-            self._loop.call_soon_threadsafe(stop.set)
-            thread.join(10)
-            self._loop.close()
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guarded])
+        app.add_routes([web.post("/jobs", self._submit), web.get("/jobs", self._list)])
+        app.add_routes([web.get("/jobs/{id}", self._get), web.delete("/jobs/{id}", self._cancel)])
+        return app
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:

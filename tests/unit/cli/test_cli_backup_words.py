@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.backup.manifest import KINDS
-from stoker.cli import backup_words as words
+from stoker.cli import backup_words, words
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def test_no_shares(text: str) -> None:
 
 
 def test_kinds_cover_all_that_a_snapshot_holds() -> None:
-    assert words.kinds(",".join(words.KINDS)) == frozenset(KINDS)
-    assert words.kinds("model, job") == {"model", "registry", "jobs"}
-    assert words.kinds("secrets") == {"secrets", "configuration"}
+    assert backup_words.kinds(",".join(backup_words.KINDS)) == frozenset(KINDS)
+    assert backup_words.kinds("model, job") == {"model", "registry", "jobs"}
+    assert backup_words.kinds("secrets") == {"secrets", "configuration"}
 
 
 @pytest.mark.parametrize("text", ["", ",", "model,x", "registry!"])
 def test_no_kinds(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="models"):
-        words.kinds(text)
+        backup_words.kinds(text)
 
 
 @pytest.mark.parametrize(

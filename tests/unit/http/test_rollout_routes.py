@@ -371,5 +371,5 @@ async def test_the_document_describes_the_routes(client: httpx.AsyncClient, cond
     operations = [one["operationId"] for path in document["paths"].values() for one in path.values()]
     assert len(set(operations)) == len(operations)
     # What is told is what is described.
-    told = rollouts.document(rollout())
+    told = rollout().document()
     assert set(told) == set(schemas["Rollout"]["properties"])
